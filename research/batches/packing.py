@@ -1,0 +1,106 @@
+"""Bin packing: examples into rows, and the few row counts and lengths that suit a data set.
+
+    lengths of a batch   6 3 9 5 2      rows of 12    [ 9 9 9 9 9 9 9 9 9 3 3 3 ]    best fit decreasing: the longest
+                                                      [ 6 6 6 6 6 6 5 5 5 5 5 . ]    first, each into the fullest row
+                                                      [ 2 2 . . . . . . . . . . ]    that still holds it
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from research.batches.plan import cost, round_up
+
+TRIALS = 32768
+"""Examples in the sample of batches that shapes are chosen on."""
+
+
+def best_fit(lengths: Sequence[int], capacity: int) -> list[int]:
+    """The row of each example when examples are packed best fit decreasing; rows are numbered from 0 as they open.
+
+    At most 11/9 of the fewest rows possible, and 4 more (Johnson et al. 1974).
+
+    Raises:
+        ValueError: an example longer than `capacity`.
+    """
+    rows = [0] * len(lengths)
+    free: list[tuple[int, int]] = []  # (columns left, row), ascending
+    opened = 0
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        place = bisect_left(free, (lengths[index], -1))
+        if place < len(free):
+            left, row = free.pop(place)
+        else:
+            left, row = capacity, opened
+            opened += 1
+        if left < lengths[index]:
+            raise ValueError(f"an example of {lengths[index]} tokens does not fit a row of {capacity}.")
+        rows[index] = row
+        insort(free, (left - lengths[index], row))
+    return rows
+
+
+def most_rows(lengths: Int[np.ndarray, " N"], size: int, capacity: int) -> int:
+    """A number of rows that `best_fit` never exceeds, whichever `size` of the examples it packs.
+
+    A row is opened only for an example that fits no other, so any two rows together hold more than `capacity`. Added up
+    around the n rows: 2 * tokens > n * capacity.
+    """
+    tokens = int(np.sort(lengths)[-size:].sum())
+    return min(size, max(1, -(-2 * tokens // capacity) - 1))
+
+
+def most_slots(lengths: Int[np.ndarray, " N"], size: int, capacity: int) -> int:
+    """The largest number of examples that one row of `capacity` tokens can hold (at least 1)."""
+    fitting = np.searchsorted(np.cumsum(np.sort(lengths)), capacity, side="right")
+    return int(np.clip(fitting, 1, size))
+
+
+def choose_shapes(lengths: Int[np.ndarray, " N"], size: int, capacities: Sequence[int], count: int,
+                  row_multiple: int = 1) -> list[tuple[int, int]]:
+    """The (rows, row length) pairs, cheapest first, that make packed batches of `size` random examples cheapest.
+
+    `count` pairs are fitted to a sample of batches: one that holds every batch of the sample with a row to spare, the
+    others wherever they save most. A last pair is added where those could still be exceeded; it holds any batch at
+    all, is hardly ever used, and so is hardly ever compiled.
+    """
+    batches = sample(len(lengths), size)
+    needed = np.array([[max(best_fit(list(batch), capacity)) + 1 if max(batch) <= capacity else len(lengths) + 1
+                        for capacity in capacities] for batch in lengths[batches].tolist()])
+    longest = lengths.max()
+    enough = {c: round_up(most_rows(lengths, size, c), row_multiple) for c in capacities if c >= longest}
+    roomy = min(((min(round_up(needed[:, column].max() + 1, row_multiple), enough[capacity]), capacity)
+                 for column, capacity in enumerate(capacities) if capacity >= longest), key=lambda pair: cost(*pair))
+    pairs = [roomy] if count == 1 else [roomy, *_cheapest(needed, capacities, cost(*roomy), count - 1, row_multiple)]
+    if roomy[0] < enough[roomy[1]]:
+        pairs.append(min(((rows, capacity) for capacity, rows in enough.items()), key=lambda pair: cost(*pair)))
+    return sorted(set(pairs), key=lambda pair: cost(*pair))
+
+
+def _cheapest(needed: Int[np.ndarray, "batches capacities"], capacities: Sequence[int], otherwise: float, count: int,
+              row_multiple: int) -> list[tuple[int, int]]:
+    """The `count` pairs that cost the sample least, each batch taking the cheapest that holds it, or `otherwise`.
+
+    Coordinate descent: one pair at a time is chosen afresh given the others, until none changes for the better.
+    """
+    pairs = sorted({(round_up(rows, row_multiple), capacity, column) for column, capacity in enumerate(capacities)
+                    for rows in np.unique(needed[:, column]) if cost(rows, capacity) < otherwise})
+    if not pairs:
+        return []
+    holds: Bool[np.ndarray, "pairs batches"] = np.stack([needed[:, column] <= rows for rows, _, column in pairs])
+    costs: Float[np.ndarray, "pairs batches"] = np.where(
+        holds, np.array([[cost(rows, capacity)] for rows, capacity, _ in pairs]), otherwise)
+    chosen: list[int] = []
+    least, turn = np.inf, 0
+    while turn < 2 * count or len(chosen) < count:
+        others = chosen[1:] if len(chosen) == count else chosen
+        floor = costs[others].min(axis=0) if others else np.full(costs.shape[1], otherwise)
+        totals = np.minimum(floor, costs).sum(axis=1)
+        chosen, turn = [*others, int(totals.argmin())], turn + 1
+        if totals.min() < least - 1e-9 * abs(least) if np.isfinite(least) else True:
+            least, turn = totals.min(), (turn if len(chosen) < count else 0)
+    return [pairs[index][:2] for index in chosen]

@@ -1,0 +1,137 @@
+"""The Block: one layer of any family, as its Layer config says. Training, scanning and decoding all call this one.
+
+    x --norm?-- attention --site--dropout--(+)--norm?-- [cross] -- mlp --site--dropout--(+)--norm?--> x
+
+Sites, all no-ops unless the `tuning` collection holds callables under their path: every linear map
+(`attention/query`, `mlp/up`, ...), every sublayer's output (`attention`, `cross`, `mlp`), and the keys and values of every
+attention (`attention/prefix`, `cross/prefix`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from research.models.attention import attention, rotate
+from research.models.config import Layer
+from research.models.layers import ACTIVATIONS, Linear, Norm, dropout, dropout_words, site
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all layers of a stack share; kinds that differ find theirs by their own config."""
+
+    masks: dict[Any, jax.Array]  # (causal, window) -> [B,1,T,S]
+    tables: dict[Any, tuple[jax.Array, jax.Array]]  # rotary -> cosines and sines
+    memory: jax.Array | None = None  # the encoder's hidden states [B,Ts,D]
+    memory_mask: jax.Array | None = None  # [B,1,T,Ts]
+    start: jax.Array | None = None  # [B]: the cache slot of the first token; None: no cache
+
+
+class Attention(nn.Module):
+    """Multi-head attention of `x [B,T,D]` over itself or, where `cross`, over `memory [B,S,D]`.
+
+    With a cache (`start` given), self-attention writes this call's keys and values into `cached` at `start`;
+    cross-attention forms them once, when `cached` is None, and reads them afterwards. Returns `(y, {"key", "value"})`, the
+    second None without a cache.
+    """
+
+    layer: Layer
+    width: int
+    scale: float
+    cross: bool = False
+
+    @nn.compact
+    def __call__(self, x, mask, table=None, memory=None, cached=None, start=None):
+        layer = self.layer
+
+        def heads(name: str, inputs, number: int):
+            axis = "heads" if number == layer.heads else "kv"
+            y = Linear(number * layer.head_width, ("embed", axis), layer.attention_bias, self.scale, name=name)(inputs)
+            return y.reshape(*y.shape[:2], number, layer.head_width).swapaxes(1, 2)
+
+        q = heads("query", x, layer.heads)
+        if self.cross and cached is not None:
+            k, v = cached["key"], cached["value"]
+        else:
+            k, v = (heads(name, memory if self.cross else x, layer.kv_heads) for name in ("key", "value"))
+        if table is not None and not self.cross:
+            q, k = rotate(q, table), rotate(k, table)
+        if start is not None and not self.cross:
+            write = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, at, 0)))
+            k, v = write(cached["key"], k, start), write(cached["value"], v, start)
+        kept = None if start is None else {"key": k, "value": v}
+        k, v, mask = self._prefixed(k, v, mask)
+        words = dropout_words(self) if layer.attention_dropout and self.has_rng("dropout") else None
+        y = attention(q, k.astype(q.dtype), v.astype(q.dtype), mask, rate=layer.attention_dropout, words=words)
+        y = y.swapaxes(1, 2).reshape(*x.shape[:2], layer.heads * layer.head_width)
+        y = Linear(self.width, ("heads", "embed"), layer.attention_bias, self.scale, name="output")(y)
+        return site(self, x, y), kept
+
+    def _prefixed(self, k, v, mask):
+        """Put each strategy's trained keys and values in front; every query sees them, whatever its segment."""
+        if not self.has_variable("tuning", "prefix"):
+            return k, v, mask
+        for prefix in self.get_variable("tuning", "prefix"):
+            new_k, new_v = prefix.keys_values(k.shape, k.dtype)
+            k, v = jnp.concatenate([new_k, k], 2), jnp.concatenate([new_v, v], 2)
+            mask = jnp.concatenate([jnp.ones((*mask.shape[:3], new_k.shape[2]), bool), mask], -1)
+        return k, v, mask
+
+
+class MLP(nn.Module):
+    """`down(activation(up(x)))`, or `down(activation(gate(x)) * up(x))` where gated (Shazeer 2020)."""
+
+    layer: Layer
+    width: int
+    scale: float
+
+    @nn.compact
+    def __call__(self, x):
+        layer, act = self.layer, ACTIVATIONS[self.layer.activation]
+
+        def widen(name: str):
+            return Linear(layer.mlp_width, ("embed", "mlp"), layer.mlp_bias, self.scale, name=name)(x)
+
+        hidden = act(widen("gate")) * widen("up") if layer.gated else act(widen("up"))
+        hidden = dropout(self, hidden, layer.activation_dropout)
+        return site(self, x, Linear(self.width, ("mlp", "embed"), layer.mlp_bias, self.scale, name="down")(hidden))
+
+
+class Block(nn.Module):
+    """One layer: `(x [B,T,D], context, cached) -> (x, cached)`; `cached` is `{"attention": ..., "cross": ...}` or None."""
+
+    layer: Layer
+    width: int
+    scale: float
+
+    @nn.compact
+    def __call__(self, x, context: Context, cached: dict | None = None):
+        layer, kept = self.layer, {}
+
+        def sublayer(name: str, f):
+            norm = Norm(layer.norm, layer.epsilon, name=f"{name}_norm")
+            y = dropout(self, f(norm(x) if layer.norm_first else x), layer.dropout)
+            return x + y if layer.norm_first else norm(x + y)
+
+        def attend(name: str, mask, table=None, memory=None):
+            cross = name == "cross"
+            module = Attention(layer, self.width, self.scale, cross, name=name)
+
+            def f(inputs):
+                part = None if cached is None else cached[name]
+                y, kept[name] = module(inputs, mask, table, memory, part, context.start)
+                return y
+
+            return f
+
+        table = context.tables.get(layer.rotary)
+        x = sublayer("attention", attend("attention", context.masks[layer.causal, layer.window], table))
+        if layer.cross:
+            x = sublayer("cross", attend("cross", context.memory_mask, memory=context.memory))
+        x = sublayer("mlp", MLP(layer, self.width, self.scale, name="mlp"))
+        return x, (None if context.start is None else kept)

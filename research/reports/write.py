@@ -1,0 +1,57 @@
+"""The whole report on disk: table.csv, table.md, table.tex, figures as SVG, report.html, each replaced atomically."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from research.reports import formats, plots
+from research.reports.page import page
+from research.reports.records import RunRecord
+from research.reports.table import Table, build
+
+
+def write(
+    records: Sequence[RunRecord],
+    directory: str | Path,
+    rows: Sequence[str] = ("tuning",),
+    baseline: Mapping[str, Any] | None = None,
+    metrics: Sequence[str] = ("accuracy", "macro_f1"),
+    *,
+    title: str = "Report",
+    question: str = "",
+    environment: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Table:
+    """Write table.csv, table.md, table.tex, trade_off.svg, learning_curves.svg and report.html to `directory`.
+
+    Nothing is written unless everything could be made; a figure that the runs left no data for is left out. `options` go to
+    `build`, which see for the errors. Returns the table, for `to_rich`.
+    """
+    directory = Path(directory)
+    table = build(records, rows, baseline, metrics, **options)
+    texts = {"table.csv": formats.to_csv(table), "table.md": formats.to_markdown(table), "table.tex": formats.to_latex(table)}
+    for name, figure in (("trade_off", plots.trade_off(table)), ("learning_curves", plots.learning_curves(table, metrics[0]))):
+        if figure is not None:
+            texts[f"{name}.svg"] = plots.to_svg(figure, name)
+    texts["report.html"] = page(table, records, directory, title=title, question=question, environment=environment)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        replace(directory / name, text)
+    return table
+
+
+def replace(path: Path, text: str) -> None:
+    """Write `text` to `path` so that a reader sees the old file or the new one, never a part."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
