@@ -11,12 +11,14 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-from research.batches.plan import cost, round_up
+from research.batches.plan import cost, round_up, shuffled
 
 TRIALS = 32768
-"""Examples in the sample of batches that shapes are chosen on."""
+"""Examples in the sample of batches that shapes are chosen on, about."""
+NEVER = 2**31 - 1
+"""Rows needed where an example is longer than the row."""
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[int]:
@@ -68,39 +70,42 @@ def choose_shapes(lengths: Int[np.ndarray, " N"], size: int, capacities: Sequenc
     others wherever they save most. A last pair is added where those could still be exceeded; it holds any batch at
     all, is hardly ever used, and so is hardly ever compiled.
     """
-    batches = sample(len(lengths), size)
-    needed = np.array([[max(best_fit(list(batch), capacity)) + 1 if max(batch) <= capacity else len(lengths) + 1
-                        for capacity in capacities] for batch in lengths[batches].tolist()])
-    longest = lengths.max()
-    enough = {c: round_up(most_rows(lengths, size, c), row_multiple) for c in capacities if c >= longest}
+    needed = np.array([[max(best_fit(batch, capacity)) + 1 if max(batch) <= capacity else NEVER
+                        for capacity in capacities] for batch in lengths[_sample(len(lengths), size)].tolist()])
+    enough = {c: round_up(most_rows(lengths, size, c), row_multiple) for c in capacities if c >= lengths.max()}
     roomy = min(((min(round_up(needed[:, column].max() + 1, row_multiple), enough[capacity]), capacity)
-                 for column, capacity in enumerate(capacities) if capacity >= longest), key=lambda pair: cost(*pair))
-    pairs = [roomy] if count == 1 else [roomy, *_cheapest(needed, capacities, cost(*roomy), count - 1, row_multiple)]
+                 for column, capacity in enumerate(capacities) if capacity in enough), key=_cost)
+    pairs = [roomy, *_cheapest(needed, capacities, cost(*roomy), count - 1, row_multiple)]
     if roomy[0] < enough[roomy[1]]:
-        pairs.append(min(((rows, capacity) for capacity, rows in enough.items()), key=lambda pair: cost(*pair)))
-    return sorted(set(pairs), key=lambda pair: cost(*pair))
+        pairs.append(min(((rows, capacity) for capacity, rows in enough.items()), key=_cost))
+    return sorted(set(pairs), key=_cost)
 
 
 def _cheapest(needed: Int[np.ndarray, "batches capacities"], capacities: Sequence[int], otherwise: float, count: int,
               row_multiple: int) -> list[tuple[int, int]]:
-    """The `count` pairs that cost the sample least, each batch taking the cheapest that holds it, or `otherwise`.
-
-    Coordinate descent: one pair at a time is chosen afresh given the others, until none changes for the better.
-    """
+    """The `count` pairs that cost the sample least, each batch taking the cheapest that holds it, or paying `otherwise`."""
     pairs = sorted({(round_up(rows, row_multiple), capacity, column) for column, capacity in enumerate(capacities)
                     for rows in np.unique(needed[:, column]) if cost(rows, capacity) < otherwise})
-    if not pairs:
+    if not pairs or not count:
         return []
-    holds: Bool[np.ndarray, "pairs batches"] = np.stack([needed[:, column] <= rows for rows, _, column in pairs])
-    costs: Float[np.ndarray, "pairs batches"] = np.where(
-        holds, np.array([[cost(rows, capacity)] for rows, capacity, _ in pairs]), otherwise)
+    prices: Float[np.ndarray, "pairs batches"] = np.stack(
+        [np.where(needed[:, column] <= rows, cost(rows, capacity), otherwise) for rows, capacity, column in pairs])
     chosen: list[int] = []
-    least, turn = np.inf, 0
-    while turn < 2 * count or len(chosen) < count:
-        others = chosen[1:] if len(chosen) == count else chosen
-        floor = costs[others].min(axis=0) if others else np.full(costs.shape[1], otherwise)
-        totals = np.minimum(floor, costs).sum(axis=1)
-        chosen, turn = [*others, int(totals.argmin())], turn + 1
-        if totals.min() < least - 1e-9 * abs(least) if np.isfinite(least) else True:
-            least, turn = totals.min(), (turn if len(chosen) < count else 0)
+    for _ in range(3 * count):  # one at a time is chosen afresh given the others; three rounds settle it
+        if len(chosen) == count:
+            chosen.pop(0)
+        floor = prices[chosen].min(axis=0, initial=otherwise)
+        chosen.append(int(np.minimum(floor, prices).sum(axis=1).argmin()))
     return [pairs[index][:2] for index in chosen]
+
+
+def _sample(count: int, size: int) -> Int[np.ndarray, "batches size"]:
+    """Batches of `size` of `count` examples at random; always the same ones, so that every seed has the same shapes."""
+    batches = int(np.clip(TRIALS // size, 16, 1024))
+    epochs = -(-batches // (count // size))
+    orders = [shuffled(count, 0, epoch)[: count // size * size].reshape(-1, size) for epoch in range(epochs)]
+    return np.concatenate(orders)[:batches]
+
+
+def _cost(pair: tuple[int, int]) -> float:
+    return cost(*pair)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -53,7 +53,7 @@ class Plan:
 
     size: int
     shapes: tuple[Shape, ...]  # every shape that any batch of any epoch may have, cheapest first
-    packed = False  # whether rows hold several examples, so that positions must be given
+    packed: ClassVar[bool] = False  # whether rows hold several examples, so that positions must be given
 
     def members(self, order: Int[np.ndarray, " N"]) -> Int[np.ndarray, "batches size"]:
         """The examples of every batch of an epoch that takes them in this order; -1 fills up the last batch."""
@@ -103,6 +103,14 @@ def batching(values: Mapping[str, Any]) -> Batching:
     if not isinstance(kind := values.get("kind"), str):
         raise InputError("batching needs a kind, such as 'packed'.")
     return variant("research.batches.plans", Batching, kind).model_validate(dict(values))
+
+
+def shuffled(count: int, seed: int, epoch: int) -> Int[np.ndarray, " count"]:
+    """A permutation of `range(count)` that depends on `seed` and `epoch` alone.
+
+    It sorts raw Philox bits, the stream that NumPy promises never to change; `Generator.permutation` has no such promise.
+    """
+    return np.argsort(np.random.Philox(key=[seed, epoch]).random_raw(count), kind="stable")
 
 
 def cost(rows: Any, length: Any) -> Any:

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from research.errors import InputError
 from research.metrics.arrays import mean
 
-CHUNK = 2**23  # weights held at once: 64 MiB, whatever the number of examples
+CHUNK = 2**21  # weights held at once: 16 MiB, whatever the number of examples
 
 
 class Interval(NamedTuple):

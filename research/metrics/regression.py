@@ -23,14 +23,18 @@ def pearson(references: ArrayLike, predictions: ArrayLike, *, weights: ArrayLike
         InputError: mismatched shapes, no examples, or values that are not finite numbers. So in every metric below.
     """
     references, predictions = _checked(references, predictions)
-    return _correlation(references, predictions, as_weights(weights, len(references)))
+    # Shifting changes no correlation, and keeps the squares below from drowning their differences.
+    x, y = references - references.mean(), predictions - predictions.mean()
+    return _correlation(*np.moveaxis(mean(np.stack([x, y, x * x, y * y, x * y], -1), weights=weights), -1, 0))
 
 
 def spearman(references: ArrayLike, predictions: ArrayLike, *, weights: ArrayLike | None = None) -> Score:
     """Spearman's correlation: Pearson's of the ranks, ties sharing their mean rank; nan where either is constant."""
     references, predictions = _checked(references, predictions)
     weights = as_weights(weights, len(references))
-    return _correlation(_ranks(references, weights), _ranks(predictions, weights), weights)
+    x, y = _ranks(references, weights), _ranks(predictions, weights)
+    return _correlation(*(np.einsum("...n,...n->...", weights, product) / weights.sum(-1)
+                          for product in (x, y, x * x, y * y, x * y)))
 
 
 def mean_squared_error(references: ArrayLike, predictions: ArrayLike, *, weights: ArrayLike | None = None) -> Score:
@@ -39,29 +43,21 @@ def mean_squared_error(references: ArrayLike, predictions: ArrayLike, *, weights
     return mean((references - predictions) ** 2, weights=weights)
 
 
-def _correlation(x: NDArray, y: NDArray, weights: NDArray) -> NDArray:
-    """Correlation of x and y, each [N] or [R, N], under weights [N] or [R, N]."""
-    def average(values: NDArray) -> NDArray:
-        return (weights * values).sum(-1) / weights.sum(-1)
-
-    def centred(values: NDArray) -> tuple[NDArray, NDArray]:
-        middle = average(values)
-        deviations = values - middle[..., None]
-        spread = np.sqrt(average(deviations**2))
-        # The mean of equal numbers is off by rounding: a spread below that rounding is no spread.
-        return deviations, np.where(spread > 1e-13 * np.abs(middle), spread, np.nan)
-
-    (x, spread_x), (y, spread_y) = centred(x), centred(y)
-    return np.clip(average(x * y) / (spread_x * spread_y), -1, 1)
+def _correlation(x: NDArray, y: NDArray, xx: NDArray, yy: NDArray, xy: NDArray) -> NDArray:
+    """Correlation from the means of x, y and their products."""
+    variances = np.stack([xx - x * x, yy - y * y])
+    # The variance of equal numbers is rounding error, about 1e-16 of their squares.
+    variances[variances <= 1e-13 * np.stack([xx, yy])] = np.nan
+    return np.clip((xy - x * y) / np.sqrt(variances.prod(0)), -1, 1)
 
 
 def _ranks(values: NDArray, weights: NDArray) -> NDArray:
     """Mean ranks [..., N] of `values` [N] in the sample where example i occurs weights[..., i] times."""
-    order = np.argsort(values, kind="stable")
-    starts = np.flatnonzero(np.diff(values[order], prepend=np.nan) != 0)
-    occurrences = np.add.reduceat(weights[..., order], starts, axis=-1)  # [..., distinct values]
-    ranks = np.cumsum(occurrences, axis=-1) - (occurrences - 1) / 2
-    return ranks[..., np.searchsorted(values[order][starts], values)]
+    order = np.argsort(values)
+    below = np.zeros((*weights.shape[:-1], len(values) + 1))  # occurrences among the i smallest
+    np.cumsum(np.take(weights, order, axis=-1), axis=-1, out=below[..., 1:])
+    first, last = (np.searchsorted(values[order], values, side=side) for side in ("left", "right"))
+    return (np.take(below, first, axis=-1) + np.take(below, last, axis=-1) + 1) / 2
 
 
 def _checked(references: ArrayLike, predictions: ArrayLike) -> tuple[NDArray, NDArray]:

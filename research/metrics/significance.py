@@ -63,33 +63,25 @@ def permutation_test(a: ArrayLike, b: ArrayLike, statistic: Callable = mean, *, 
     if resamples < 1:
         raise InputError(f"resamples must be at least 1, not {resamples}.")
     differs = (a != b).any(axis=(0, *range(2, a.ndim)))
-    pooled = np.concatenate([a, b[:, differs]], axis=1)
+    pooled = np.concatenate([a[:, ~differs], a[:, differs], b[:, differs]], axis=1)  # [S, N + D, ...]
     if references is not None:
-        references = np.concatenate([references, references[differs]])
+        references = np.concatenate([references[~differs], references[differs], references[differs]])
 
-    def scores(swapped: NDArray) -> NDArray:  # zeros and ones [R, D], D examples that differ -> [2, R], of A and of B
-        return np.stack([np.mean([evaluate(statistic, references, run, _chosen(differs, taken)) for run in pooled], 0)
-                         for taken in (swapped, 1 - swapped)])
+    def scores(own: NDArray) -> NDArray:  # [R, D]: is each differing example the system's own? -> its scores [R]
+        weights = np.concatenate([np.ones((len(own), pooled.shape[1] - 2 * own.shape[1])), own, 1 - own], axis=1)
+        return np.mean([evaluate(statistic, references, run, weights) for run in pooled], axis=0)
 
-    unswapped = scores(np.zeros((1, differs.sum())))[:, 0]
-    observed = float(unswapped[0] - unswapped[1])
+    places = int(differs.sum())
+    score_a, score_b = float(scores(np.ones((1, places)))[0]), float(scores(np.zeros((1, places)))[0])
     # Equal differences must count as equal however they were rounded; an undefined one counts against significance.
-    threshold = abs(observed) - 1e-12 * np.abs(unswapped).max()
-    places, width = int(differs.sum()), pooled.shape[1]
+    threshold = abs(score_a - score_b) - 1e-12 * max(abs(score_a), abs(score_b))
     exact = 2**places <= resamples
     extreme = total = 0
-    for swapped in _swaps(places, width, None if exact else resamples, np.random.default_rng(seed)):
-        extreme += int((~(np.abs(np.subtract(*scores(swapped))) < threshold)).sum())
-        total += len(swapped)
+    for own in _swaps(places, pooled.shape[1], None if exact else resamples, np.random.default_rng(seed)):
+        extreme += int((~(np.abs(scores(own) - scores(1 - own)) < threshold)).sum())
+        total += len(own)
     pvalue = extreme / total if exact else (extreme + 1) / (total + 1)
-    return Comparison(observed, float("nan") if np.isnan(observed) else pvalue, exact)
-
-
-def _chosen(differs: NDArray, swapped: NDArray) -> NDArray:
-    """Weights [R, N + D] that make a system of [its own outputs on N examples, the other's on the D that differ]."""
-    own = np.ones((len(swapped), len(differs)))
-    own[:, differs] -= swapped
-    return np.concatenate([own, swapped], axis=1)
+    return Comparison(score_a - score_b, float("nan") if np.isnan(threshold) else pvalue, exact)
 
 
 def _swaps(places: int, width: int, resamples: int | None, rng: np.random.Generator) -> Iterator[NDArray]:
@@ -99,7 +91,7 @@ def _swaps(places: int, width: int, resamples: int | None, rng: np.random.Genera
         if resamples is None:
             yield (np.arange(start, start + size)[:, None] >> np.arange(places)) & 1
         else:
-            yield rng.integers(0, 2, (size, places))
+            yield rng.integers(0, 2, (size, places), dtype=np.int8)
         start += size
 
 

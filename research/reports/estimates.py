@@ -46,6 +46,11 @@ class Estimate:
         """(mean, low, high, p)."""
         return self.mean, self.low, self.high, self.p
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """(low, high); the mean itself where there is no interval."""
+        return (self.mean, self.mean) if self.low is None or self.high is None else (self.low, self.high)
+
 
 class Sample(NamedTuple):
     """Stored predictions of S runs on the same N examples, and the metric that reads them."""

@@ -22,9 +22,11 @@ from research.reports.table import Row, Table
 if TYPE_CHECKING:
     import rich.table
 
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-          ">": r"\textgreater{}", "|": r"\textbar{}", "–": "--", "†": r"$\dagger$", "‡": r"$\ddagger$", "×": r"$\times$",
-          **{character: "\\" + character for character in "&%$#_{}"}}
+_LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}",
+    "<": "$<$", ">": "$>$", "[": "{[}", "–": "--", "†": r"$\dagger$", "‡": r"$\ddagger$",
+    **{character: "\\" + character for character in "&%$#_{}"},
+}  # a bracket at the start of a row would be read as the argument of the line break before it
 
 
 def to_csv(table: Table) -> str:
@@ -78,7 +80,7 @@ def to_latex(table: Table, label: str = "tab:results") -> str:
     ]
     if table.problems:
         listed = "; ".join(map(_latex, table.problem_lines))
-        lines += [r"\par\smallskip", rf"{{\footnotesize Runs without a result: {listed}.\par}}"]
+        lines += [r"\par\smallskip", rf"{{\footnotesize Runs without a result: {listed}\par}}"]
     return "\n".join([*lines, r"\end{table}", ""])
 
 
@@ -91,15 +93,17 @@ def to_rich(table: Table, title: str | None = None) -> rich.table.Table:
     caption = Text("\n".join(table.notes), style="dim")
     for line in table.problem_lines:
         caption.append(f"\n{line}", style="red")
-    out = rich.table.Table(title=title and Text(title), caption=caption, caption_justify="left", title_justify="left",
-                           box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    out = rich.table.Table(title=title and Text(title, style="bold"), caption=caption, caption_justify="left",
+                           title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for position, head in enumerate(_heads(table)):
-        out.add_column(Text(head), justify="left" if position < len(table.keys) else "right", vertical="bottom",
-                       overflow="fold", no_wrap=False)
+        key = position < len(table.keys)
+        breakable = head.replace(" ", "\n") if position >= len(table.keys) + len(table.metrics) else head
+        out.add_column(Text(breakable), justify="left" if key else "right", vertical="bottom", overflow="fold", no_wrap=not key,
+                       min_width=min(12, max(len(row.labels[position]) for row in table.rows)) if key else None)
 
     def cell(value: str, interval: str, mark: str, rank: int) -> Text:
         text = Text.assemble((value, "bold" if rank == 1 else ""), (mark or (" " if interval else ""), "bold yellow"))
-        return text.append(f" {interval}", style="dim") if interval else text
+        return text.append(f" {interval:>9}", style="dim") if interval else text
 
     for row in table.rows:
         out.add_row(*map(Text, row.labels), *_numbers(table, row, cell))

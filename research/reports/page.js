@@ -1,8 +1,9 @@
 "use strict";
-// Sorting: each header becomes a button. A second click turns the direction; empty cells stay last; sorting is stable.
+// Sorting: each header of a sortable column becomes a button. A second click turns the direction; empty cells stay last; sorting is stable.
 for (const table of document.querySelectorAll("table.results")) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
   heads.forEach((head, column) => {
+    if (!head.dataset.first) return;
     const button = document.createElement("button");
     button.type = "button";
     button.append(...head.childNodes);

@@ -8,7 +8,6 @@ script the page is complete, only not sortable.
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -18,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from research.reports import formats, plots
-from research.reports.quantities import COSTS, Quantity, quantity
+from research.reports.quantities import COSTS, quantity
 from research.reports.records import RunRecord
 from research.reports.table import Row, Table, described, show
 
 _FILES = ("config.json", "metrics.jsonl", "predictions.jsonl", "result.json")
-_NUMBERS = ("steps", "epochs", "compilations", *COSTS)
+_COSTS = ("steps", "epochs", "compilations", *COSTS)
 
 
 def page(
@@ -33,27 +32,32 @@ def page(
     *,
     title: str = "Report",
     question: str = "",
+    figures: Mapping[str, tuple[str, str]] | None = None,
     environment: Mapping[str, Any] | None = None,
 ) -> str:
     """The page as one string of HTML; links to runs and tables are relative to `directory`, where it will be stored.
 
     Args:
+        figures: as `plots.figures` draws them, which it does where they are not given.
         environment: what the runs were made with, by name; the `environment` of each result.json is added to it.
     """
     import jinja2
 
-    here = files("research.reports")
+    def beside(name: str) -> str:
+        return (files("research.reports") / name).read_text(encoding="utf-8")
+
     engine = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    base, _ = _common([flat(run.config) for run in records])
-    return engine.from_string((here / "page.html.j2").read_text(encoding="utf-8")).render(
-        title=title, question=question, table=table, summary=_summary(table, records),
-        columns=_columns(table), rows=[_row(table, row) for row in table.rows], figures=_figures(table),
-        sources=[(name, text) for name, text in (("LaTeX", formats.to_latex(table)), ("Markdown", formats.to_markdown(table)),
-                                                 ("CSV", formats.to_csv(table)))],
+    drawn = [{"svg": plots.inline(svg, name, caption), "caption": caption}
+             for name, (svg, caption) in (plots.figures(table) if figures is None else figures).items()]
+    base = _common([flat(run.config) for run in records])
+    return engine.from_string(beside("page.html.j2")).render(
+        title=title, question=question, table=table, summary=_summary(table, records), columns=_columns(table),
+        rows=[_row(table, row) for row in table.rows], figures=drawn,
+        sources={"LaTeX": formats.to_latex(table), "Markdown": formats.to_markdown(table), "CSV": formats.to_csv(table)},
         problems=[(run, described(run)) for run in table.problems], base=base,
-        runs=[_run(run, table, base, Path(directory)) for run in records], environment=_environment(records, environment),
-        series=plots.PALETTE, style=(here / "page.css").read_text(encoding="utf-8"),
-        script=(here / "page.js").read_text(encoding="utf-8"),
+        runs=[_run(run, table, base, Path(directory)) for run in records],
+        environment=_environment(records, environment), style=beside("page.css"), script=beside("page.js"),
+        palettes=[[f"--s{number}: {pair[mode]};" for number, pair in enumerate(plots.PALETTE)] for mode in (0, 1)],
     )
 
 
@@ -68,102 +72,84 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return out
 
 
-def _common(configs: Sequence[Mapping[str, str]]) -> tuple[dict[str, str], set[str]]:
-    """What every configuration agrees on, and the keys on which some differ."""
-    keys = {key: None for config in configs for key in config}
-    same = {key: configs[0][key] for key in keys if len({config.get(key) for config in configs}) == 1}
-    return same, set(keys) - set(same)
+def _common(configs: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """What every configuration agrees on."""
+    return {key: value for key, value in configs[0].items() if all(config.get(key) == value for config in configs)}
 
 
 def _summary(table: Table, records: Sequence[RunRecord]) -> list[str]:
     """The facts under the title."""
-    done = sum(run.done for run in records)
-    seeds = sorted({row.seeds for row in table.rows})
-    sizes = sorted({len(run.predictions.index) for row in table.rows for run in row.runs if run.predictions})
-    span = [f"{values[0]:,}" if len(values) == 1 else f"{values[0]:,} to {values[-1]:,}" for values in (seeds, sizes) if values]
-    facts = [f"{len(records)} run{'s' * (len(records) != 1)}" + (f", {len(records) - done} without a result" if table.problems else ""),
-             f"{span[0]} seed{'s' * (seeds != [1])} a row"]
-    return facts + [f"{span[1]} test examples"] * (len(span) > 1)
+    def counted(numbers: set[int], noun: str) -> str:
+        span = " to ".join(f"{number:,}" for number in sorted({min(numbers), max(numbers)}))
+        return f"{span} {noun}{'' if numbers == {1} else 's'}"
+
+    facts = [counted({len(records)}, "run"), counted({row.seeds for row in table.rows}, "seed") + " a row"]
+    sizes = {len(run.predictions.index) for row in table.rows for run in row.runs if run.predictions}
+    return facts + ([counted(sizes, "test example")] if sizes else [])
 
 
 def _columns(table: Table) -> list[dict[str, Any]]:
-    """Headers: text, whether numeric, and which direction a first click sorts in."""
-    numeric = [quantity(name) for name in (*table.metrics, *COSTS)]
+    """Headers: text, unit, whether numeric, and which direction a first click sorts in ("" where it does not)."""
     columns = [{"title": title, "unit": "", "number": False, "first": "ascending"} for title in table.titles]
-    columns += [{"title": column.title, "unit": column.unit, "number": True,
-                 "first": "descending" if column.better == "higher" else "ascending"} for column in numeric]
-    columns.append({"title": "Seeds", "unit": "", "number": True, "first": "descending"})
-    return columns
+    for name in (*table.metrics, *COSTS):
+        column = quantity(name)
+        columns.append({"title": column.title, "unit": column.unit, "number": True,
+                        "first": "descending" if column.better == "higher" else "ascending"})
+    if _whisker(table, table.rows[0]):
+        columns.insert(len(table.keys) + 1, {"title": "Interval", "unit": "", "number": False, "first": ""})
+    return [*columns, {"title": "Seeds", "unit": "", "number": True, "first": "descending"}]
 
 
 def _row(table: Table, row: Row) -> dict[str, Any]:
-    """The cells of a row. The first metric also gets a drawn interval."""
+    """The cells of a row; the first metric is followed by its drawn interval."""
     cells = []
     for name in table.metrics:
-        estimate, column = row.metrics[name], quantity(name)
-        hint = "" if estimate.p is None else f"p = {estimate.p:.2g} against the baseline, Holm-corrected"
-        cells.append({"sort": estimate.mean, "text": column.text(estimate.mean), "interval": formats.interval(estimate, column),
-                      "mark": row.mark if name == table.metrics[0] else "", "rank": table.rank(name, row), "hint": hint,
-                      "whisker": _whisker(table, name, row) if name == table.metrics[0] else None})
-    cells += [_plain(row.costs[name], column) for name, column in COSTS.items()]
-    cells.append({**_plain(row.seeds, Quantity("seeds", "Seeds", digits=0)), "text": row.seeds_text})
-    return {"labels": row.labels, "cells": cells, "baseline": row.baseline}
+        estimate, column, first = row.metrics[name], quantity(name), name == table.metrics[0]
+        cells.append(_cell(
+            estimate.mean, column.text(estimate.mean), interval=formats.interval(estimate, column), rank=table.rank(name, row),
+            mark=row.mark if first else "", hint="" if estimate.p is None else f"p = {estimate.p:.2g} against the baseline"))
+        if first and (whisker := _whisker(table, row)):
+            cells.append(_cell(None, "", whisker=whisker))
+    cells += [_cell(row.costs[name], column.text(row.costs[name])) for name, column in COSTS.items()]
+    return {"labels": row.labels, "baseline": row.baseline, "cells": [*cells, _cell(row.seeds, row.seeds_text)]}
 
 
-def _plain(value: float | None, column: Quantity) -> dict[str, Any]:
-    return {"sort": value, "text": column.text(value), "interval": "", "mark": "", "rank": 0, "hint": "", "whisker": None}
+def _cell(sort: float | None, text: str, **more: Any) -> dict[str, Any]:
+    return {"sort": sort, "text": text, "interval": "", "mark": "", "rank": 0, "hint": "", "whisker": None, **more}
 
 
-def _whisker(table: Table, name: str, row: Row) -> dict[str, Any] | None:
-    """Positions in percent of the cell's width: low, mean, high, and the baseline's mean; None without intervals."""
-    estimates = [each.metrics[name] for each in table.rows if each.metrics[name].low is not None]
-    own = row.metrics[name]
-    if own.low is None or len(table.rows) < 2:
+def _whisker(table: Table, row: Row) -> dict[str, float | None] | None:
+    """Where low, mean, high and the baseline's mean of the first metric lie, in percent of the cell's width.
+
+    None for every row of a table that has nothing to compare: one row, or no interval at all.
+    """
+    name = table.metrics[0]
+    bounds = [each.metrics[name].bounds for each in table.rows]
+    if len(bounds) < 2 or all(low == high for low, high in bounds):
         return None
-    low, high = min(each.low for each in estimates), max(each.high for each in estimates)
-    bases = [each.metrics[name].mean for each in table.rows if each.baseline]
-
-    def place(value: float) -> float:
-        return round(4 + 92 * (value - low) / ((high - low) or 1), 2)
-
-    return {"low": place(own.low), "mean": place(own.mean), "high": place(own.high),
-            "baseline": place(bases[0]) if len(bases) == 1 else None}
-
-
-def _figures(table: Table) -> list[dict[str, str]]:
-    """The drawn figures: inline SVG and caption. A figure that the runs left no data for is absent."""
-    first = quantity(table.metrics[0])
-    every = (
-        ("tradeoff", plots.trade_off(table), f"Test {first.title.lower()} against the number of trainable parameters. "
-         "Bars are the table's intervals" + ("; the dashed line is the baseline." if any(row.baseline for row in table.rows) else ".")),
-        ("curves", plots.learning_curves(table, table.metrics[0]),
-         f"Learning curves: {first.title.lower()} on dev, mean over seeds; bands reach from the lowest to the highest seed."),
-        ("loss", plots.learning_curves(table, "loss", "train"),
-         "Training loss, mean over seeds; bands reach from the lowest to the highest seed."),
-    )
-    return [{"name": name, "svg": plots.inline(plots.to_svg(figure, name), name, caption), "caption": caption}
-            for name, figure, caption in every if figure is not None]
+    left, right = min(low for low, _ in bounds), max(high for _, high in bounds)
+    base = [each.metrics[name].mean for each in table.rows if each.baseline]
+    places = {"low": row.metrics[name].bounds[0], "mean": row.metrics[name].mean, "high": row.metrics[name].bounds[1],
+              "base": base[0] if len(base) == 1 else None}
+    return {key: None if value is None else round(3 + 94 * (value - left) / (right - left), 2) for key, value in places.items()}
 
 
 def _run(run: RunRecord, table: Table, base: Mapping[str, str], directory: Path) -> dict[str, Any]:
     """What the page tells of one run."""
-    def numbers(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-        return [(quantity(name).heading, quantity(name).text(value)) for name, value in metrics.items()
-                if isinstance(value, int | float) and not isinstance(value, bool)]
+    def numbers(values: Mapping[str, Any], known: Sequence[str] | None = None) -> list[tuple[str, str]]:
+        found = {name: values[name] for name in known or values if isinstance(values.get(name), int | float)}
+        return [(quantity(name).heading, f"{value:,}" if isinstance(value, int) else quantity(name).text(value))
+                for name, value in found.items()]
 
-    costs = {name: run.result[name] for name in _NUMBERS if isinstance(run.result.get(name), int | float)}
     first = quantity(table.metrics[0])
     where = Path(relpath(run.directory, directory)).as_posix()
+    groups = {"Test": numbers(run.metrics), "Dev": numbers(run.result.get("dev") or {}), "Cost": numbers(run.result, _COSTS)}
     return {
         "run": run, "chose": described(run), "where": where,
         "headline": f"{first.text(run.metrics[first.name])} {first.unit}".strip() if run.done else run.status,
         "files": [(name, f"{where}/{name}") for name in _FILES if (run.directory / name).exists()],
         "config": [(key, value, key not in base) for key, value in flat(run.config).items()],
-        "groups": [(heading, values) for heading, values in
-                   (("Test", numbers(run.metrics)), ("Dev", numbers(run.result.get("dev") or {})),
-                    ("Cost", [(name.replace("_", " ").capitalize() if name not in COSTS else quantity(name).heading,
-                               quantity(name).text(value) if name in COSTS else f"{value:,.4g}") for name, value in costs.items()]))
-                   if values],
+        "groups": {heading: values for heading, values in groups.items() if values},
     }
 
 

@@ -3,26 +3,25 @@
     records --learning_curves--> Figure --to_svg--> standalone SVG (white ground, for papers)
     Table   --trade_off-------->        --inline--> SVG for the page: colours are CSS variables, so dark mode works
 
-Text stays text. Colours are Okabe and Ito's, darkened or lightened to keep contrast on white and on dark; every series also
-has its own marker and a label at its end, so that no reader depends on colour.
+Text stays text. Colours follow Okabe and Ito (2008), darkened or lightened to keep contrast on white and on dark; every
+series also has its own marker and is labelled in place, so that no reader depends on colour.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from research.reports.placement import label_ends, label_points
 from research.reports.quantities import quantity
 from research.reports.table import Row, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.text import Annotation
 
 PALETTE = (("#0072b2", "#5cb3e8"), ("#c04a00", "#f5915a"), ("#00795a", "#37c79a"), ("#a8457f", "#e39ac4"),
            ("#7a5c00", "#e0b83f"), ("#5a4fcf", "#a79ff2"), ("#5f6770", "#aab2bb"))  # (on light, on dark)
@@ -33,13 +32,28 @@ _STYLE = {"svg.fonttype": "none", "font.family": "sans-serif", "font.sans-serif"
           "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y",
           "grid.color": GRID, "grid.linewidth": 0.8, "axes.axisbelow": True, "figure.facecolor": GROUND,
           "axes.facecolor": GROUND, "savefig.facecolor": GROUND}
-_BINS = 40  # a training curve is averaged to at most so many points
+_BINS = 25  # a training curve is averaged to at most so many points
+
+
+def figures(table: Table) -> dict[str, tuple[str, str]]:
+    """The figures of a report, name -> (standalone SVG, caption). One that the runs left no data for is absent."""
+    first = quantity(table.metrics[0]).title.lower()
+    bars = "with the table's intervals" + ("; dashed: the baseline." if any(row.baseline for row in table.rows) else ".")
+    band = "mean over seeds; bands reach from the lowest to the highest seed."
+    drawn = {
+        "trade_off": (trade_off(table), f"Test {first} against the number of trainable parameters, {bars}"),
+        "wall_time": (trade_off(table, "seconds"), f"Test {first} against wall time, {bars}"),
+        "learning_curves": (learning_curves(table, table.metrics[0]), f"Learning curves: {first} on dev, {band}"),
+        "training_loss": (learning_curves(table, "loss", "train"), "Training loss, mean over seeds and neighbouring steps."),
+    }
+    return {name: (to_svg(figure, name), caption) for name, (figure, caption) in drawn.items() if figure is not None}
 
 
 def learning_curves(table: Table, metric: str, split: str = "dev") -> Figure | None:
     """`metric` on `split` against epoch (or step): mean over the seeds of each row, band from lowest to highest seed.
 
-    Only steps that every seed of a row reached are drawn. None where no run logged the metric.
+    Only steps that every seed of a row reached are drawn; a training curve is averaged over neighbouring steps and has no
+    band. None where no run logged the metric.
     """
     import matplotlib
 
@@ -54,45 +68,46 @@ def learning_curves(table: Table, metric: str, split: str = "dev") -> Figure | N
         for row, number, (_, epochs, steps, values) in series:
             x, y = (epochs if by_epoch else steps), values * column.scale
             look = _look(number)
-            if len(y) > 1:
+            if len(y) > 1 and split != "train":
                 axes.fill_between(x, y.min(0), y.max(0), color=look["color"], alpha=0.16, linewidth=0)
             axes.plot(x, y.mean(0), linewidth=1.8, markersize=5, markevery=max(1, len(x) // 12), **look)
             ends.append((x[-1], y.mean(0)[-1], row.label, look["color"]))
         axes.set_xlabel("Epoch" if by_epoch else "Step")
         axes.set_ylabel(f"{split.capitalize()} {_lower(column.heading)}")
         axes.margins(x=0.02)
-        _label_ends(axes, ends)
+        label_ends(axes, ends)
     return figure
 
 
-def trade_off(table: Table, metric: str | None = None) -> Figure | None:
-    """`metric` (the table's first by default) with its interval against trainable parameters, on a logarithmic axis.
+def trade_off(table: Table, cost: str = "trainable") -> Figure | None:
+    """The table's first metric with its interval against a cost: trainable parameters (logarithmic), seconds, ...
 
-    None where no row states how many parameters it trains.
+    None where fewer than two rows state that cost.
     """
     import matplotlib
 
-    name = metric or table.metrics[0]
-    points = [(row, number) for number, row in enumerate(table.rows) if row.costs["trainable"]]
-    if not points:
+    name, across = table.metrics[0], quantity(cost)
+    points = [(row, number) for number, row in enumerate(table.rows) if row.costs[cost]]
+    if len(points) < 2:
         return None
     column = quantity(name)
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes()
-        axes.set_xscale("log")
-        labels = []
-        for row, number in points:
-            x, (mean, low, high, _) = row.costs["trainable"], row.metrics[name].numbers
-            y, look = mean * column.scale, _look(number)
-            bars = None if low is None else [[y - low * column.scale], [high * column.scale - y]]
-            axes.errorbar(x, y, yerr=bars, markersize=7, elinewidth=1.6, capsize=3.5, linestyle="", **look)
-            labels.append((x, y, row.label, look["color"]))
-            if row.baseline:
-                axes.axhline(y, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-        axes.set_xlabel("Trainable parameters (log scale)")
+        axes.set_xscale("log" if cost == "trainable" else "linear")
+        axes.set_xlabel("Trainable parameters (log scale)" if cost == "trainable" else across.heading)
         axes.set_ylabel(f"Test {_lower(column.heading)}")
         axes.margins(x=0.14, y=0.12)
-        _label_points(axes, labels)
+        labels = []
+        for row, number in points:
+            look, estimate = _look(number), row.metrics[name]
+            y, low, high = (column.scale * value for value in (estimate.mean, *estimate.bounds))
+            axes.errorbar(row.costs[cost], y, yerr=[[y - low], [high - y]], markersize=7, elinewidth=1.6,
+                          capsize=0 if estimate.low is None else 3.5, **look | {"linestyle": ""})
+            labels.append((row.costs[cost], y, low, high, row.label, look["color"]))
+        lines = [column.scale * row.metrics[name].mean for row, _ in points if row.baseline]
+        for y in lines:
+            axes.axhline(y, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        label_points(axes, labels, lines)
     return figure
 
 
@@ -125,9 +140,11 @@ def inline(svg: str, name: str, title: str) -> str:
 
 
 def _axes() -> tuple[Figure, Axes]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # measures text, which placing labels needs
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.tick_params(length=3)
     return figure, axes
@@ -161,54 +178,3 @@ def _curve(row: Row, metric: str, split: str):
         bins = np.array_split(np.arange(len(steps)), _BINS)
         columns = [np.array([column[part].mean() for part in bins]) for column in columns]
     return has_epochs, columns[0], columns[1], np.stack(columns[2:])
-
-
-def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Write each series' name right of its last point, pushed apart where they would overlap."""
-    axes.figure.canvas.draw()
-    height = 13.5 * axes.figure.dpi / 72
-    right = max(x for x, *_ in ends)
-    order = sorted(ends, key=lambda end: end[1])
-    wanted = [axes.transData.transform((right, y))[1] for _, y, _, _ in order]
-    placed = spread(wanted, height)
-    for (_, y, label, color), target, want in zip(order, placed, wanted, strict=True):
-        axes.annotate(label, (right, y), xytext=(8, (target - want) * 72 / axes.figure.dpi), textcoords="offset points",
-                      color=color, va="center", annotation_clip=False, fontweight="bold")
-
-
-def spread(positions: Sequence[float], gap: float) -> list[float]:
-    """Ascending `positions` moved as little as possible (least squares) so that neighbours are at least `gap` apart.
-
-    Subtracting gap * i turns the task into isotonic regression, solved by pooling adjacent violators.
-    """
-    pools: list[list[float]] = []  # [mean, count]
-    for number, position in enumerate(positions):
-        pools.append([position - gap * number, 1])
-        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
-            mean, count = pools.pop()
-            total = pools[-1][1] + count
-            pools[-1] = [(pools[-1][0] * pools[-1][1] + mean * count) / total, total]
-    flat = [mean for mean, count in pools for _ in range(int(count))]
-    return [value + gap * number for number, value in enumerate(flat)]
-
-
-def _label_points(axes: Axes, points: Sequence[tuple[float, float, str, str]]) -> None:
-    """Write each point's name beside it, at the first of eight places that covers no point and no other label."""
-    axes.figure.canvas.draw()
-    renderer = axes.figure.canvas.get_renderer()
-    taken = [axes.transData.transform((x, y)) for x, y, *_ in points]
-    boxes: list = []
-    places = ((9, 0, "left"), (-9, 0, "right"), (9, 11, "left"), (9, -11, "left"), (-9, 11, "right"), (-9, -11, "right"),
-              (9, 22, "left"), (9, -22, "left"))
-    for x, y, label, color in points:
-        for right, up, side in places:
-            text: Annotation = axes.annotate(label, (x, y), xytext=(right, up), textcoords="offset points", color=color,
-                                             ha=side, va="center", fontweight="bold")
-            box = text.get_window_extent(renderer)
-            if not any(box.overlaps(other) for other in boxes) and not any(box.contains(*point) for point in taken):
-                break
-            text.remove()
-        else:
-            text = axes.annotate(label, (x, y), xytext=(9, 0), textcoords="offset points", color=color, va="center")
-            box = text.get_window_extent(renderer)
-        boxes.append(box)

@@ -35,10 +35,6 @@ class Quantity:
         magnitude = math.floor(math.log10(abs(scaled))) if scaled else 0
         return f"{round(scaled, 2 - magnitude):,.{max(0, 2 - magnitude)}f}"
 
-    def best(self, values: list[float]) -> list[float]:
-        """`values` without repetitions, the best first; empty where neither direction is better."""
-        return sorted(set(values), reverse=self.better == "higher") if self.better else []
-
 
 COSTS = {
     "trainable": Quantity("trainable", "Trainable", digits=0),
@@ -64,6 +60,6 @@ def quantity(name: str) -> Quantity:
 
     share = is_a(_SHARES)
     return Quantity(
-        name, _TITLES.get(name, name.replace("_", " ").capitalize()), unit="%" if share else "", scale=100 if share else 1,
+        name, _TITLES.get(name, name.replace("_", " ").capitalize()), unit="%" * share, scale=100 if share else 1,
         digits=1 if share or is_a(_LARGE) else 3, better="lower" if is_a(_LOWER) else "higher",
     )

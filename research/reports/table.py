@@ -233,6 +233,6 @@ def _compared(made: list[Row], baseline: Mapping[str, Any], metrics: Sequence[st
         out.append(replace(row, metrics=estimates, baseline=row in references, mark=mark))
     tested = sum(p is not None for p in pvalues[metrics[0]])
     if not tested:
-        return out, f"No row could be compared with {named}: that takes predictions on the same test examples and a shared seed."
+        return out, f"No row could be compared with {named}: that takes predictions on the same examples and a shared seed."
     return out, (f"† p < 0.05, ‡ p < 0.01 against {named}: two-sided paired permutation test of {quantity(metrics[0]).title} "
                  f"over test examples, Holm-corrected for {tested} comparison{'s' * (tested > 1)}.")

@@ -26,18 +26,18 @@ def write(
     environment: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Table:
-    """Write table.csv, table.md, table.tex, trade_off.svg, learning_curves.svg and report.html to `directory`.
+    """Write table.csv, table.md, table.tex, the figures of `plots.figures` as SVG, and report.html to `directory`.
 
-    Nothing is written unless everything could be made; a figure that the runs left no data for is left out. `options` go to
-    `build`, which see for the errors. Returns the table, for `to_rich`.
+    Nothing is written unless everything could be made. Arguments up to `metrics`, `options` and errors as `build`, the others as
+    `page`. Returns the table, for `to_rich`.
     """
     directory = Path(directory)
     table = build(records, rows, baseline, metrics, **options)
     texts = {"table.csv": formats.to_csv(table), "table.md": formats.to_markdown(table), "table.tex": formats.to_latex(table)}
-    for name, figure in (("trade_off", plots.trade_off(table)), ("learning_curves", plots.learning_curves(table, metrics[0]))):
-        if figure is not None:
-            texts[f"{name}.svg"] = plots.to_svg(figure, name)
-    texts["report.html"] = page(table, records, directory, title=title, question=question, environment=environment)
+    figures = plots.figures(table)
+    texts |= {f"{name}.svg": svg for name, (svg, _) in figures.items()}
+    texts["report.html"] = page(table, records, directory, title=title, question=question, figures=figures,
+                                environment=environment)
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         replace(directory / name, text)

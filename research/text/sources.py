@@ -1,9 +1,9 @@
 """Readers: a file or a hub data set, in any of the formats people keep text in, becomes a stream of raw rows.
 
-    bytes (.gz or not) --decode--> lines --reader of the format--> Row(line=17, values={"text": "What is ...", "label": "ABBR"})
+    bytes (.gz or not) --decode--> lines --reader--> Row(line=17, values={"text": "Who ...", "label": "HUM"})
 
-Values are whatever the format holds: strings for CSV, TSV and text, lists of strings for CoNLL, anything for JSONL and Parquet. What they
-mean is `data.py`'s business. Every complaint names the file and the line.
+Values are what the format holds: strings for CSV, TSV and text, lists of strings for CoNLL, anything for JSONL and
+Parquet. What they mean is `data.py`'s business. Every complaint names the file and the line.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from urllib.parse import parse_qsl
 from research.errors import InputError, nearest
 
 Format = Literal["auto", "csv", "tsv", "jsonl", "parquet", "text", "conll", "conllu"]
-_SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet",
-             ".txt": "text", ".conll": "conll", ".conllu": "conllu"}
+_SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
+             ".parquet": "parquet", ".txt": "text", ".conll": "conll", ".conllu": "conllu"}
 CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 
 
 class Row(NamedTuple):
-    """One raw example. `line` counts from 1 as an editor does: the physical line it begins on (the row, in Parquet and on the hub)."""
+    """One raw example. `line` is where it begins in its file, counting from 1 (in Parquet and on the hub, the row)."""
 
     line: int
     values: dict[str, Any]
@@ -45,17 +45,17 @@ class Options(NamedTuple):
     pattern: str | None = None
 
 
-def read(path: Path, options: Options = Options()) -> Iterator[Row]:
+def read(path: Path, options: Options) -> Iterator[Row]:
     """The rows of the file at `path`, in order, read as they are asked for.
 
     Raises:
-        InputError: unknown format, an option the format has no use for, wrong encoding, or a malformed line, with its number.
+        InputError: unknown format, an option the format has no use for, wrong encoding, or a malformed line.
     """
     kind = options.format
     if kind == "auto":
         suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
         if not (kind := _SUFFIXES.get(suffix.lower())):
-            raise InputError(f"{path}: cannot tell the format from the name; set format to one of {', '.join(_READERS)}.")
+            raise InputError(f"{path}: the name does not tell the format; set format to one of {', '.join(_READERS)}.")
     reader, useful = _READERS[kind]
     for name, default in Options._field_defaults.items():
         if name not in ("format", *useful) and getattr(options, name) != default:
@@ -66,9 +66,9 @@ def read(path: Path, options: Options = Options()) -> Iterator[Row]:
 
 
 def hub(reference: str, split: str) -> Iterator[Row]:
-    """The rows of `hf:org/name[@revision][?config=...&split=...]` through the `datasets` library; `split` unless the reference names one.
+    """The rows of `hf:org/name[@revision][?config=...&split=...]`, by the `datasets` library.
 
-    Columns of class indices yield the names of the classes.
+    `split` is read unless the reference names another. Columns of class indices yield the names of the classes.
 
     Raises:
         InputError: unknown key, data set, configuration or split; no network.
@@ -82,14 +82,16 @@ def hub(reference: str, split: str) -> Iterator[Row]:
     import datasets
 
     try:
-        table = datasets.load_dataset(name, keys.get("config"), split=keys.get("split", split), revision=revision or None)
+        split = keys.get("split", split)
+        table = datasets.load_dataset(name, keys.get("config"), split=split, revision=revision or None)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         hint = " Without a network, give local files." if isinstance(error, ConnectionError) else ""
-        raise InputError(f"{reference} could not be loaded: {str(error).strip().splitlines()[0].rstrip('.')}.{hint}") from None
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise InputError(f"{reference} could not be loaded: {reason}.{hint}") from None
     classes = {name: kind for name, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)}
     for number, values in enumerate(table, 1):
         for column, kind in classes.items():
-            if values[column] is not None and values[column] >= 0:  # -1 marks a hidden label: left for the caller to refuse
+            if values[column] is not None and values[column] >= 0:  # -1 marks a hidden label
                 values[column] = kind.int2str(values[column])
         yield Row(number, values)
 
@@ -112,7 +114,8 @@ def _lines(path: Path, encoding: str, newline: str | None = None) -> Iterator[st
                 blank.clear()
                 yield line
         except UnicodeDecodeError as error:
-            raise InputError(f"{path}, line {_undecodable(path, encoding)}: not valid {error.encoding}; set encoding (perhaps latin-1).") from None
+            number = _undecodable(path, encoding)
+            raise InputError(f"{path}, line {number}: not {error.encoding}; set encoding (perhaps latin-1).") from None
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InputError(f"{path}: damaged gzip file ({error}).") from None
 
@@ -130,7 +133,8 @@ def _undecodable(path: Path, encoding: str) -> int:
 
 def _csv(path: Path, options: Options) -> Iterator[Row]:
     """RFC 4180: quoted fields may hold delimiters and line ends."""
-    yield from _table(path, options, csv.reader(_lines(path, options.encoding, ""), delimiter=options.delimiter or ",", strict=True))
+    lines = _lines(path, options.encoding, "")
+    yield from _table(path, options, csv.reader(lines, delimiter=options.delimiter or ",", strict=True))
 
 
 def _tsv(path: Path, options: Options) -> Iterator[Row]:
@@ -150,14 +154,14 @@ def _table(path: Path, options: Options, reader: Any) -> Iterator[Row]:
             line, start = start, reader.line_num + 1
             if line == 1 and options.header:
                 if options.columns and options.columns != tuple(fields):
-                    raise InputError(f"{path}, line 1: the header is {fields}, the option columns says {list(options.columns)}.")
+                    raise InputError(f"{path}, line 1: the header is {fields}, not {list(options.columns)} (columns).")
                 names = tuple(fields)
                 if len(set(names)) < len(names):
                     raise InputError(f"{path}, line 1: the header names one column twice.")
             elif len(fields) != len(names):
-                raise InputError(f"{path}, line {line}: {len(fields)} fields, but there are {len(names)} columns ({', '.join(names)}).")
+                raise InputError(f"{path}, line {line}: {len(fields)} fields for the columns {', '.join(names)}.")
             else:
-                yield Row(line, dict(zip(names, fields)))
+                yield Row(line, dict(zip(names, fields, strict=True)))
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: {error}.") from None
 
@@ -184,7 +188,8 @@ def _parquet(path: Path, options: Options) -> Iterator[Row]:
                 number += 1
                 yield Row(number, values)
     except pyarrow.ArrowException as error:
-        raise InputError(f"{path}, after row {number}: not readable as Parquet ({str(error).splitlines()[0]}).") from None
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}, after row {number}: not readable as Parquet ({reason}).") from None
 
 
 def _text(path: Path, options: Options) -> Iterator[Row]:
@@ -197,19 +202,19 @@ def _text(path: Path, options: Options) -> Iterator[Row]:
         raise InputError(f"{path}: the option pattern names no group; write (?P<text>...) for the field text.")
     for number, line in enumerate(_lines(path, options.encoding), 1):
         if not (match := pattern.fullmatch(line.rstrip("\n"))):
-            raise InputError(f"{path}, line {number}: {line.strip()[:60]!r} does not match the pattern {options.pattern}.")
+            raise InputError(f"{path}, line {number}: {line.strip()[:60]!r} does not match pattern {options.pattern}.")
         yield Row(number, match.groupdict())
 
 
 def _conll(path: Path, options: Options) -> Iterator[Row]:
-    """A token a line, sentences apart by blank lines; a row holds one list for every named column (the first ones of the file)."""
+    """A token a line, sentences apart by blank lines; a row holds a list for every column that has a name."""
     if not options.columns:
         raise InputError(f"{path}: a CoNLL file needs the names of its columns in the option columns.")
     sentence: list[list[str]] = []
     start = width = 0
 
     def row() -> Row:
-        return Row(start, {name: list(column) for name, column in zip(options.columns, zip(*sentence))})
+        return Row(start, {name: list(column) for name, column in zip(options.columns, zip(*sentence, strict=True), strict=False)})
 
     for number, line in enumerate(_lines(path, options.encoding), 1):
         line = line.rstrip("\n")
@@ -219,7 +224,8 @@ def _conll(path: Path, options: Options) -> Iterator[Row]:
             sentence = []
             continue
         # A comment stands before its sentence; elsewhere, or beside a tab, '#' is a token (as in tweets).
-        if not sentence and "\t" not in line and (line == "#" or line.startswith("# ")) or line.startswith("-DOCSTART-"):
+        comment = not sentence and "\t" not in line and f"{line} ".startswith("# ")
+        if comment or line.startswith("-DOCSTART-"):
             continue
         fields = line.split("\t") if "\t" in line else line.split()
         width = width or max(len(fields), len(options.columns))
@@ -240,7 +246,11 @@ def _conllu(path: Path, options: Options) -> Iterator[Row]:
 
 # format -> its reader and the options it honours
 _READERS: dict[str, tuple[Callable[[Path, Options], Iterator[Row]], tuple[str, ...]]] = {
-    "csv": (_csv, ("encoding", "header", "columns", "delimiter")), "tsv": (_tsv, ("encoding", "header", "columns", "delimiter")),
-    "jsonl": (_jsonl, ("encoding",)), "parquet": (_parquet, ()), "text": (_text, ("encoding", "pattern")),
-    "conll": (_conll, ("encoding", "columns")), "conllu": (_conllu, ("encoding",)),
+    "csv": (_csv, ("encoding", "header", "columns", "delimiter")),
+    "tsv": (_tsv, ("encoding", "header", "columns", "delimiter")),
+    "jsonl": (_jsonl, ("encoding",)),
+    "parquet": (_parquet, ()),
+    "text": (_text, ("encoding", "pattern")),
+    "conll": (_conll, ("encoding", "columns")),
+    "conllu": (_conllu, ("encoding",)),
 }

