@@ -49,7 +49,7 @@ class Examples:
         if unknown := sorted(keys - set(KEYS)):
             raise InputError(f"example 0 has an unknown part {unknown[0]!r}.{nearest(unknown[0], KEYS)}")
         if absent := sorted(set(per_token) - set(names)):
-            raise InputError(f"example 0 has no target {absent[0]!r}, which is said to be per token.{nearest(absent[0], names)}")
+            raise InputError(f"example 0 has no target {absent[0]!r}, which per_token names.{nearest(absent[0], names)}")
         for index, example in enumerate(examples):
             if set(example) != keys or sorted(example.get("targets", ())) != names:
                 raise InputError(f"example {index} has other parts or targets than example 0.")

@@ -61,7 +61,7 @@ def bootstrap(values: ArrayLike, statistic: Callable = mean, *, references: Arra
         weights = count_rows(rows.reshape(-1, rows.shape[-1]), examples)
         return evaluate(statistic, references, values[0], weights).reshape(rows.shape[:-1])
 
-    with warnings.catch_warnings(action="ignore", category=stats.DegenerateDataWarning):
+    with warnings.catch_warnings(action="ignore", category=stats.DegenerateDataWarning), np.errstate(invalid="ignore"):
         result = stats.bootstrap((np.arange(examples),), resampled, vectorized=True, axis=-1, n_resamples=resamples,
                                  batch=max(1, CHUNK // examples), confidence_level=level, method=method,
                                  rng=np.random.default_rng(seed))
@@ -80,8 +80,12 @@ def hierarchical(values: ArrayLike, statistic: Callable = mean, *, references: A
     (Owen 2007, Annals of Applied Statistics), with percentile bounds. The score of a resample is the mean over the
     drawn seeds of each one's statistic on the drawn examples. Of the S seeds S-1 are drawn, with replacement: for a
     mean over few units this makes the bootstrap's variance unbiased (McCarthy & Snowden 1985), where drawing S would
-    report half of it at S=2. No draw reaches beyond the best and the worst seed: with fewer than about five seeds
-    that differ more than test sampling does, the interval is too narrow. With one seed it is over examples alone.
+    report half of it at S=2. With one seed it is over examples alone.
+
+    How far to trust it, from simulations at 91 % accuracy on 500 examples, level 0.95: it covers the truth in 98 to
+    99 % of cases where seeds differ less than test samples do (crossing overstates noise private to one seed and
+    example, Owen 2007: the safe side), and in 85 %, 87 % and 95 % at 2, 3 and 5 seeds where seeds differ by 2 %
+    accuracy, more than test samples do (no draw reaches beyond the best and the worst seed).
 
     Args:
         values: [S, N, ...] predictions, probabilities or per-example scores; one run is values[None].

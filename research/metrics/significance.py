@@ -45,8 +45,10 @@ def permutation_test(a: ArrayLike, b: ArrayLike, statistic: Callable = mean, *, 
 
     With several seeds an example is swapped in all of them at once. The example is what was sampled: its outputs under
     different seeds resemble each other, and swapping each (seed, example) by itself would count them as S*N independent
-    observations and find significance too easily. The conclusion holds for these seeds' models on new examples; the
-    variation that new seeds would bring is in `intervals.hierarchical(a, ..., baseline=b)`.
+    observations and find significance too easily. The conclusion holds for *these seeds' models* on new examples. About
+    strategies it errs where seeds matter: with 500 examples, two sets of seeds of one strategy differ "significantly"
+    (p <= 0.05) in 7 to 8 % of simulated cases at a standard deviation over seeds of 0.6 % accuracy, and in half at 2 %.
+    `intervals.hierarchical(a, ..., baseline=b)` includes the seeds: claim a better strategy where that excludes 0, too.
 
     Args:
         a: [S, N, ...] predictions, probabilities or per-example scores; one run is a[None].

@@ -62,24 +62,22 @@ class Sample(NamedTuple):
 
 def estimate(runs: Sequence[RunRecord], metric: str, how: Resampling) -> Estimate:
     """`metric` over `runs`, which differ in their seed only."""
-    from research.metrics.intervals import bootstrap, hierarchical
+    from research.metrics.intervals import hierarchical
 
     reported = [float(run.metrics[metric]) for run in runs]
     mean = float(np.mean(reported))
     if found := sample(runs, metric):
-        options = {"references": found.references, "level": how.level, "resamples": how.resamples, "seed": how.seed}
-        if len(runs) > 1:
-            _, low, high = hierarchical(found.values, found.statistic, **options)
-            return Estimate(mean, low, high, "seeds and examples")
-        if len(found.references) > 1:
-            _, low, high = bootstrap(found.values[0], found.statistic, **options)
-            return Estimate(mean, low, high, "examples")
-    if len(runs) > 1:
+        _, low, high = hierarchical(found.values, found.statistic, references=found.references, level=how.level,
+                                    resamples=how.resamples, seed=how.seed)
+        over = "seeds and examples" if len(runs) > 1 else "examples"
+    elif len(runs) > 1:
         from scipy.stats import t
 
         half = float(t.ppf((1 + how.level) / 2, len(runs) - 1) * np.std(reported, ddof=1) / len(runs) ** 0.5)
-        return Estimate(mean, mean - half, mean + half, "seeds")
-    return Estimate(mean)
+        low, high, over = mean - half, mean + half, "seeds"
+    else:
+        return Estimate(mean)
+    return Estimate(mean, low, high, over) if np.isfinite([low, high]).all() else Estimate(mean)
 
 
 def sample(runs: Sequence[RunRecord], metric: str) -> Sample | None:
@@ -127,7 +125,8 @@ def paired(runs: Sequence[RunRecord], others: Sequence[RunRecord], metric: str, 
     if not pairs or (found := sample([*(run for run, _ in pairs), *(other for _, other in pairs)], metric)) is None:
         return None
     own, other = found.values[:len(pairs)], found.values[len(pairs):]
-    return permutation_test(own, other, found.statistic, references=found.references, seed=how.seed).pvalue
+    pvalue = permutation_test(own, other, found.statistic, references=found.references, seed=how.seed).pvalue
+    return pvalue if np.isfinite(pvalue) else None
 
 
 def adjusted(pvalues: Sequence[float | None]) -> list[float | None]:

@@ -30,7 +30,10 @@ _LATEX = {
 
 
 def to_csv(table: Table) -> str:
-    """One line per row: the row keys, each metric with `_low`, `_high` and `_p`, the costs, `seeds`, `failed`, `mark`."""
+    """One line per row: the row keys, each metric with `_low`, `_high` and `_p` (Holm-corrected), costs, seeds, failed, mark.
+
+    Shares lie between 0 and 1; a number that is not known is empty.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     names = [name + suffix for name in table.metrics for suffix in ("", "_low", "_high", "_p")]
@@ -66,21 +69,23 @@ def to_latex(table: Table, label: str = "tab:results") -> str:
     def cell(value: str, interval: str, mark: str, rank: int) -> str:
         value = {1: rf"\textbf{{{value}}}", 2: rf"\underline{{{value}}}"}.get(rank, value)
         symbol = {"†": r"$^{\dagger}$", "‡": r"$^{\ddagger}$"}.get(mark, "")
-        return value + symbol + (rf" {{\scriptsize [{interval}]}}" if interval else "")
+        return value + symbol + (rf"\,{{\tiny [{interval}]}}" if interval else "")
 
     heads = _heads(table)
+    depth = max(head.count(" ") for head in heads) + 1  # one word a line keeps the columns narrow
+    stacked = [[""] * (depth - 1 - head.count(" ")) + head.split(" ") for head in heads]
     body = [[*map(_latex, row.labels), *(text.replace("–", "--") for text in _numbers(table, row, cell))]
             for row in table.rows]
     lines = [
-        r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering",
+        r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering", r"\footnotesize", r"\setlength{\tabcolsep}{2pt}",
         rf"\caption{{{_latex(' '.join(table.notes))}}}", rf"\label{{{label}}}",
-        rf"\begin{{tabular}}{{{'l' * len(table.keys)}{'r' * (len(heads) - len(table.keys))}}}", r"\toprule",
-        " & ".join(map(_latex, heads)) + r" \\", r"\midrule",
+        rf"\begin{{tabular}}{{@{{}}{'l' * len(table.keys)}{'r' * (len(heads) - len(table.keys))}@{{}}}}", r"\toprule",
+        *(" & ".join(map(_latex, line)) + r" \\" for line in zip(*stacked, strict=True)), r"\midrule",
         *(" & ".join(line) + r" \\" for line in body), r"\bottomrule", r"\end{tabular}",
     ]
     if table.problems:
         listed = "; ".join(map(_latex, table.problem_lines))
-        lines += [r"\par\smallskip", rf"{{\footnotesize Runs without a result: {listed}\par}}"]
+        lines += [r"\par\smallskip", rf"Runs without a result: {listed}\par"]
     return "\n".join([*lines, r"\end{table}", ""])
 
 

@@ -19,26 +19,26 @@ from typing import Any
 from research.reports import formats, plots
 from research.reports.quantities import COSTS, quantity
 from research.reports.records import RunRecord
-from research.reports.table import Row, Table, described, show
+from research.reports.table import Row, Table, called, described, show
 
 _FILES = ("config.json", "metrics.jsonl", "predictions.jsonl", "result.json")
-_COSTS = ("steps", "epochs", "compilations", *COSTS)
+_COUNTS = ("steps", "epochs", "compilations")
 
 
 def page(
     table: Table,
     records: Sequence[RunRecord],
     directory: str | Path,
+    figures: Mapping[str, tuple[str, str]],
     *,
     title: str = "Report",
     question: str = "",
-    figures: Mapping[str, tuple[str, str]] | None = None,
     environment: Mapping[str, Any] | None = None,
 ) -> str:
     """The page as one string of HTML; links to runs and tables are relative to `directory`, where it will be stored.
 
     Args:
-        figures: as `plots.figures` draws them, which it does where they are not given.
+        figures: name -> (SVG, caption), as `plots.figures` draws them.
         environment: what the runs were made with, by name; the `environment` of each result.json is added to it.
     """
     import jinja2
@@ -47,14 +47,13 @@ def page(
         return (files("research.reports") / name).read_text(encoding="utf-8")
 
     engine = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    drawn = [{"svg": plots.inline(svg, name, caption), "caption": caption}
-             for name, (svg, caption) in (plots.figures(table) if figures is None else figures).items()]
+    drawn = [{"svg": plots.inline(svg, name, caption), "caption": caption} for name, (svg, caption) in figures.items()]
     base = _common([flat(run.config) for run in records])
     return engine.from_string(beside("page.html.j2")).render(
         title=title, question=question, table=table, summary=_summary(table, records), columns=_columns(table),
         rows=[_row(table, row) for row in table.rows], figures=drawn,
         sources={"LaTeX": formats.to_latex(table), "Markdown": formats.to_markdown(table), "CSV": formats.to_csv(table)},
-        problems=[(run, described(run)) for run in table.problems], base=base,
+        problems=[(called(run), run) for run in table.problems], base=base,
         runs=[_run(run, table, base, Path(directory)) for run in records],
         environment=_environment(records, environment), style=beside("page.css"), script=beside("page.js"),
         palettes=[[f"--s{number}: {pair[mode]};" for number, pair in enumerate(plots.PALETTE)] for mode in (0, 1)],
@@ -90,7 +89,9 @@ def _summary(table: Table, records: Sequence[RunRecord]) -> list[str]:
 
 def _columns(table: Table) -> list[dict[str, Any]]:
     """Headers: text, unit, whether numeric, and which direction a first click sorts in ("" where it does not)."""
-    columns = [{"title": title, "unit": "", "number": False, "first": "ascending"} for title in table.titles]
+    numeric = [all(isinstance(row.keys[key], int | float) for row in table.rows) for key in table.keys]
+    columns = [{"title": title, "unit": "", "number": number, "first": "ascending"}
+               for title, number in zip(table.titles, numeric, strict=True)]
     for name in (*table.metrics, *COSTS):
         column = quantity(name)
         columns.append({"title": column.title, "unit": column.unit, "number": True,
@@ -111,7 +112,9 @@ def _row(table: Table, row: Row) -> dict[str, Any]:
         if first and (whisker := _whisker(table, row)):
             cells.append(_cell(None, "", whisker=whisker))
     cells += [_cell(row.costs[name], column.text(row.costs[name])) for name, column in COSTS.items()]
-    return {"labels": row.labels, "baseline": row.baseline, "cells": [*cells, _cell(row.seeds, row.seeds_text)]}
+    labels = [{"text": label, "sort": value if isinstance(value, int | float) else label}
+              for label, value in zip(row.labels, row.keys.values(), strict=True)]
+    return {"labels": labels, "baseline": row.baseline, "cells": [*cells, _cell(row.seeds, row.seeds_text)]}
 
 
 def _cell(sort: float | None, text: str, **more: Any) -> dict[str, Any]:
@@ -136,14 +139,15 @@ def _whisker(table: Table, row: Row) -> dict[str, float | None] | None:
 
 def _run(run: RunRecord, table: Table, base: Mapping[str, str], directory: Path) -> dict[str, Any]:
     """What the page tells of one run."""
-    def numbers(values: Mapping[str, Any], known: Sequence[str] | None = None) -> list[tuple[str, str]]:
-        found = {name: values[name] for name in known or values if isinstance(values.get(name), int | float)}
-        return [(quantity(name).heading, f"{value:,}" if isinstance(value, int) else quantity(name).text(value))
-                for name, value in found.items()]
+    def metrics(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+        return [(quantity(name).heading, quantity(name).text(value)) for name, value in values.items()
+                if isinstance(value, int | float)]
 
+    counts = [(name.capitalize(), f"{run.result[name]:,g}") for name in _COUNTS if name in run.result]
+    costs = metrics({name: run.result.get(name) for name in COSTS})
     first = quantity(table.metrics[0])
     where = Path(relpath(run.directory, directory)).as_posix()
-    groups = {"Test": numbers(run.metrics), "Dev": numbers(run.result.get("dev") or {}), "Cost": numbers(run.result, _COSTS)}
+    groups = {"Test": metrics(run.metrics), "Dev": metrics(run.result.get("dev") or {}), "Cost": counts + costs}
     return {
         "run": run, "chose": described(run), "where": where,
         "headline": f"{first.text(run.metrics[first.name])} {first.unit}".strip() if run.done else run.status,

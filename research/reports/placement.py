@@ -22,7 +22,7 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
     placed = spread(wanted, height)
     for (_, y, label, color), target, want in zip(order, placed, wanted, strict=True):
         axes.annotate(label, (right, y), xytext=(8, (target - want) * 72 / axes.figure.dpi), textcoords="offset points",
-                      color=color, va="center", annotation_clip=False, fontweight="bold")
+                      color=color, va="center", annotation_clip=False, fontweight="bold", parse_math=False)
 
 
 def spread(positions: Sequence[float], gap: float) -> list[float]:
@@ -55,7 +55,7 @@ def label_points(axes: Axes, points: Sequence[tuple[float, float, float, float, 
     drawn_lines, boxes = drawn[len(points) * 9:, 1], []
     for x, y, _, _, label, color in points:
         text = axes.annotate(label, (x, y), xytext=(9, 0), textcoords="offset points", color=color, va="center",
-                             fontweight="bold")
+                             fontweight="bold", parse_math=False)
 
         def put(place: tuple[int, str], text: Annotation = text):
             up, side = place

@@ -82,13 +82,13 @@ def learning_curves(table: Table, metric: str, split: str = "dev") -> Figure | N
 def trade_off(table: Table, cost: str = "trainable") -> Figure | None:
     """The table's first metric with its interval against a cost: trainable parameters (logarithmic), seconds, ...
 
-    None where fewer than two rows state that cost.
+    None unless at least two rows state that cost, and not the same.
     """
     import matplotlib
 
     name, across = table.metrics[0], quantity(cost)
     points = [(row, number) for number, row in enumerate(table.rows) if row.costs[cost]]
-    if len(points) < 2:
+    if len({row.costs[cost] for row, _ in points}) < 2:
         return None
     column = quantity(name)
     with matplotlib.rc_context(_STYLE):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Quantity:
-    """A column. `digits` are decimals; None means three significant digits. `better` is higher, lower, or neither ("")."""
+    """A column. `digits` are decimals; None: as many as show three digits. `better`: higher, lower, or neither ("")."""
 
     name: str
     title: str
@@ -30,10 +30,10 @@ class Quantity:
         if value is None or not math.isfinite(value):
             return "–"
         scaled = value * self.scale
-        if self.digits is not None:
-            return f"{scaled:,.{self.digits}f}"
-        magnitude = math.floor(math.log10(abs(scaled))) if scaled else 0
-        return f"{round(scaled, 2 - magnitude):,.{max(0, 2 - magnitude)}f}"
+        digits = self.digits
+        if digits is None:
+            digits = max(0, 2 - int(f"{scaled:.2e}".partition("e")[2]))  # the exponent after rounding: 9.996 is 10.0
+        return f"{scaled:,.{digits}f}"
 
 
 COSTS = {

@@ -11,6 +11,7 @@ A directory without result.json is a run that did not finish; it is reported as 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -119,13 +120,16 @@ def load_run(directory: str | Path) -> RunRecord:
 
 
 def load_runs(root: str | Path) -> list[RunRecord]:
-    """Every run directory at or below `root`, in the order of their paths.
+    """Every run directory at or below `root`, in the order of their paths; what lies inside a run is the run's own.
 
     Raises:
         InputError: there is no run, or a file of one is malformed.
     """
-    root = Path(root)
-    found = {path.parent for name in ("config.json", "result.json") for path in root.rglob(name)}
+    found = []
+    for directory, below, names in os.walk(root):
+        if {"config.json", "result.json"} & set(names):
+            found.append(Path(directory))
+            below.clear()  # a checkpoint may hold a config.json as well
     if not found:
         raise InputError(f"{root} holds no run (no directory with a config.json or result.json).")
     return [load_run(path) for path in sorted(found)]

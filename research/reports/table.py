@@ -74,16 +74,15 @@ class Table:
     @property
     def problem_lines(self) -> list[str]:
         """One line for each run without a result: its name, what it chose, what went wrong."""
-        return [f"{run.name} ({described(run)}) {run.status}: {run.error}" for run in self.problems]
+        return [f"{called(run)} {run.status}: {run.error}" for run in self.problems]
 
     def rank(self, metric: str, row: Row) -> int:
         """1 for the best row by `metric`, 2 for the second, else 0; values that print alike share a rank."""
         column = quantity(metric)
-        values = [float(column.text(each.metrics[metric].mean).replace(",", "")) for each in self.rows]
-        if len(set(values)) < 2:
-            return 0
-        order = sorted(set(values), reverse=column.better == "higher")
-        place = order.index(values[self.rows.index(row)]) + 1
+        printed = [(each, column.text(each.metrics[metric].mean)) for each in self.rows]
+        values = {each.label: float(text.replace(",", "")) for each, text in printed if text != "–"}
+        order = sorted(set(values.values()), reverse=column.better == "higher")
+        place = order.index(values[row.label]) + 1 if len(order) > 1 and row.label in values else 0
         return place if place <= 2 else 0
 
 
@@ -149,6 +148,11 @@ def described(run: RunRecord) -> str:
     return ", ".join(f"{key} {show(value)}" for key, value in run.choices.items()) or run.id
 
 
+def called(run: RunRecord) -> str:
+    """Name and choices of a run: `trec-lora (tuning lora, seed 0)`."""
+    return f"{run.name} ({described(run)})" if run.choices else run.name
+
+
 def _key(run: RunRecord, rows: Sequence[str]) -> str | None:
     """The values of the row keys as one string; None for an unfinished run whose configuration does not say."""
     try:
@@ -185,7 +189,7 @@ def _costs(runs: Sequence[RunRecord]) -> dict[str, float | None]:
 def _interval_note(made: Sequence[Row], metrics: Sequence[str], how: Resampling) -> str:
     """The sentences that say what the numbers and their intervals are, and where they are not alike."""
     methods = {"seeds and examples": f"crossed bootstrap over seeds and test examples, {how.resamples:,} resamples",
-               "examples": f"bootstrap over test examples (BCa, {how.resamples:,} resamples), one seed",
+               "examples": f"bootstrap over test examples of one seed, {how.resamples:,} resamples",
                "seeds": "Student's t over seeds only, as the metric cannot be computed again from stored predictions"}
     used: dict[str, list[str]] = {}
     for row in made:

@@ -28,16 +28,15 @@ def write(
 ) -> Table:
     """Write table.csv, table.md, table.tex, the figures of `plots.figures` as SVG, and report.html to `directory`.
 
-    Nothing is written unless everything could be made. Arguments up to `metrics`, `options` and errors as `build`, the others as
-    `page`. Returns the table, for `to_rich`.
+    Nothing is written unless everything could be made. Arguments up to `metrics`, `options` and errors as `build`, the others
+    as `page`. Returns the table, for `to_rich`.
     """
     directory = Path(directory)
     table = build(records, rows, baseline, metrics, **options)
     texts = {"table.csv": formats.to_csv(table), "table.md": formats.to_markdown(table), "table.tex": formats.to_latex(table)}
     figures = plots.figures(table)
     texts |= {f"{name}.svg": svg for name, (svg, _) in figures.items()}
-    texts["report.html"] = page(table, records, directory, title=title, question=question, figures=figures,
-                                environment=environment)
+    texts["report.html"] = page(table, records, directory, figures, title=title, question=question, environment=environment)
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         replace(directory / name, text)

@@ -128,7 +128,7 @@ def load(data: Data, *, cache: Path | None = None) -> Splits:
     """
     from rich.console import Console
 
-    with Console(stderr=True).status(f"reading {data.train}"):
+    with Console(stderr=True).status(f"reading {data.train.partition('#')[0]}"):
         train, duplicates = _unique(examples(data, "train", cache=cache), data.deduplicate)
         total = len(train)
         found: dict[str, list[Example]] = {}

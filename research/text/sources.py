@@ -214,7 +214,8 @@ def _conll(path: Path, options: Options) -> Iterator[Row]:
     start = width = 0
 
     def row() -> Row:
-        return Row(start, {name: list(column) for name, column in zip(options.columns, zip(*sentence, strict=True), strict=False)})
+        columns = zip(options.columns, zip(*sentence, strict=True), strict=False)  # columns without a name are left out
+        return Row(start, {name: list(column) for name, column in columns})
 
     for number, line in enumerate(_lines(path, options.encoding), 1):
         line = line.rstrip("\n")

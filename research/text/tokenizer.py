@@ -109,8 +109,8 @@ class Tokenizer:
         if max_length is not None and not cut:
             for index, (text, one) in enumerate(zip(texts, encoded, strict=True)):
                 if len(one) > max_length:
-                    raise InputError(f"example {index} ({text[:40]!r}) has {len(one)} tokens, max_length is {max_length}; "
-                                     "raise max_length or truncate.")
+                    what = f"example {index} ({text[:40]!r}) has {len(one)} tokens"
+                    raise InputError(f"{what}, more than max_length {max_length}; raise max_length or truncate.")
         truncated = sum(bool(one.overflowing) for one in encoded) if cut else 0
         ids, types = ([np.array(getattr(e, name), np.int32) for e in encoded] for name in ("ids", "type_ids"))
         return Encodings(ids, types, truncated)

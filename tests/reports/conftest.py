@@ -82,11 +82,21 @@ def _curve(skill: float, time: float, rng: np.random.Generator) -> list[dict]:
     return lines
 
 
-@pytest.fixture
-def runs(tmp_path):
+def write_runs(root: Path) -> Path:
     """Five strategies, two seeds, 200 examples; one run failed."""
     for tuning in STRATEGIES:
         for seed in range(2):
-            write_run(tmp_path, tuning, seed, 200)
-    write_run(tmp_path, "lora", 2, error="NaN loss at step 41; last good checkpoint: step 40")
-    return tmp_path
+            write_run(root, tuning, seed, 200)
+    write_run(root, "lora", 2, error="NaN loss at step 41; last good checkpoint: step 40")
+    return root
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return write_runs(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared_runs(tmp_path_factory):
+    """As `runs`, once for the tests of a file that only read them."""
+    return write_runs(tmp_path_factory.mktemp("shared"))

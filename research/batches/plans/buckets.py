@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -21,7 +21,7 @@ Positive = Annotated[int, Field(gt=0)]
 class Buckets(Batching):
     """Batches of similar length. Their order and membership are random in each epoch, their lengths are not."""
 
-    kind: str = "buckets"
+    kind: Literal["buckets"] = "buckets"
     buckets: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] = 4  # how many lengths at most, or the lengths
     multiple: Positive = 8  # lengths chosen from the data are multiples of this
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -23,7 +23,7 @@ CANDIDATES = 16
 class Packed(Batching):
     """Random batches packed best fit decreasing into one of a few shapes, chosen from the data to cost least."""
 
-    kind: str = "packed"
+    kind: Literal["packed"] = "packed"
     row_length: int | None = Field(None, gt=0)  # tokens in a row; None: chosen from the data
     shapes: int = Field(3, gt=0)  # shapes in use; one more is kept for batches that none of them holds
     multiple: int = Field(8, gt=0)  # row lengths chosen from the data are multiples of this

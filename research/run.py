@@ -1,0 +1,74 @@
+"""A run: one model on one task under one tuning strategy, from a resolved config to a directory with a result.
+
+    Run --data, tokenizer, model, strategy, loader--> fit --> predict on test --> result.json
+
+Everything a run depends on is in its config, whose hash is its name. All choices read train and dev; test is read once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pydantic
+
+from research.batches.plan import Batching, batching
+from research.config import Config, fingerprint
+from research.models.model import Policy
+from research.objectives.objective import Objective, objective
+from research.text.data import Data
+from research.training.loop import Training
+from research.training.optimizer import Optimizer
+from research.training.tracking import Tracking
+from research.tuning.strategy import Strategy, strategy
+
+
+class Source(Config):
+    """Where the base model comes from."""
+
+    reference: str  # a folder, `hf:org/name` or `pypi:package==version/path`
+    sha256: str | None = None
+
+
+class Task(Config):
+    """What is to be learned: data, objective, and how long a text may be."""
+
+    data: Data
+    objective: pydantic.SerializeAsAny[Objective]
+    max_length: int = pydantic.Field(default=128, gt=0)  # tokens, special ones included
+    overflow: Literal["truncate", "refuse"] = "truncate"
+    metric: str = "accuracy"  # what early stopping, selection and significance look at
+
+    @pydantic.field_validator("objective", mode="before")
+    @classmethod
+    def _objective(cls, value: Any) -> Objective:
+        return objective(value)
+
+
+class Run(Config):
+    """Everything that a fine-tuning run depends on."""
+
+    model: Source
+    task: Task
+    tuning: pydantic.SerializeAsAny[Strategy]
+    batches: pydantic.SerializeAsAny[Batching]
+    optimizer: Optimizer
+    training: Training = Training()
+    policy: Policy = Policy()
+    tracking: Tracking = Tracking()
+    select: dict[str, tuple[Any, ...]] = {}  # dotted key -> values to try on dev, such as optimizer.learning_rate
+    seed: int = 0
+
+    @pydantic.field_validator("tuning", mode="before")
+    @classmethod
+    def _tuning(cls, value: Any) -> Strategy:
+        return strategy(value)
+
+    @pydantic.field_validator("batches", mode="before")
+    @classmethod
+    def _batches(cls, value: Any) -> Batching:
+        return value if isinstance(value, Batching) else batching(value)
+
+    @property
+    def id(self) -> str:
+        """The hash of everything that the result depends on (not of who is told about it)."""
+        return fingerprint({k: v for k, v in self.model_dump(mode="json").items() if k != "tracking"})
