@@ -1,18 +1,15 @@
-"""A run: one model on one task under one tuning strategy, from a resolved config to a directory with a result.
-
-    Run --data, tokenizer, model, strategy, loader--> fit --> predict on test --> result.json
-
-Everything a run depends on is in its config, whose hash is its name. All choices read train and dev; test is read once.
-"""
+"""A run: one model on one task under one tuning strategy, as a resolved config whose hash is its name."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import pydantic
 
 from research.batches.plan import Batching, batching
 from research.config import Config, fingerprint
+from research.errors import InputError
 from research.models.model import Policy
 from research.objectives.objective import Objective, objective
 from research.text.data import Data
@@ -56,6 +53,7 @@ class Run(Config):
     policy: Policy = Policy()
     tracking: Tracking = Tracking()
     select: dict[str, tuple[Any, ...]] = {}  # dotted key -> values to try on dev, such as optimizer.learning_rate
+    select_seed: int = 0  # of the trials of `select`, so that runs that differ in seed share them
     seed: int = 0
 
     @pydantic.field_validator("tuning", mode="before")
@@ -72,3 +70,19 @@ class Run(Config):
     def id(self) -> str:
         """The hash of everything that the result depends on (not of who is told about it)."""
         return fingerprint({k: v for k, v in self.model_dump(mode="json").items() if k != "tracking"})
+
+    def changed(self, values: Mapping[str, Any]) -> Run:
+        """The run with some values changed, by dotted key.
+
+        Raises:
+            InputError: a key that there is not.
+        """
+        plain = self.model_dump(mode="json")
+        for key, value in values.items():
+            node, (*parents, name) = plain, key.split(".")
+            for parent in parents:
+                node = node.get(parent) if isinstance(node, dict) else None
+            if not isinstance(node, dict) or name not in node:
+                raise InputError(f"select names {key!r}, which is no key of a run.")
+            node[name] = value
+        return type(self).model_validate(plain)

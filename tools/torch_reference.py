@@ -12,6 +12,9 @@ A process of its own, because the thread pools of jax and torch fight inside one
     python tools/torch_reference.py --json epoch --model DIR --data train.tsv
     python tools/torch_reference.py --serve --model DIR --data train.tsv
 
+Measure on a quiet machine only: OpenMP's threads wait by spinning, and one other busy process makes a step 5 to 10 times slower, which
+would flatter us. Every answer states `others_busy_cores`; discard those where it is not near 0.
+
 `--serve` stays warm and reads requests, one a line, so that a benchmark can alternate it with its own steps:
 
     full 5 | lora 5 | epoch [loop|trainer|both] | quit           -> one JSON object a line, {"error": sentence} if it fails
@@ -235,6 +238,16 @@ def read_classification(path: str | Path) -> tuple[list[str], list[int]]:
         raise ValueError(f"{path} is empty.")
     index = {name: i for i, name in enumerate(sorted(set(names)))}
     return texts, [index[name] for name in names]
+
+
+def others_busy_seconds() -> float:
+    """CPU seconds that all other processes have used so far (Linux; 0 elsewhere): its growth shows a disturbed measurement."""
+    try:
+        user, nice, system = (int(field) for field in Path("/proc/stat").read_text().split()[1:4])
+    except (OSError, ValueError):
+        return 0.0
+    own = os.times()
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK") - own.user - own.system
 
 
 class Reference:

@@ -34,7 +34,7 @@ class Batch:
     positions: Int[Array, "B T"] | None = None  # None: the family's own rule
     types: Int[Array, "B T"] | None = None  # token types (which sentence of a pair)
     targets: Any = None  # what the objective defines, for example {"label": [B, S]}
-    weights: Float[Array, "B *_"] | None = None  # loss weights; 0 for the places of examples that are not there
+    weights: Float[Array, B *_] | None = None  # loss weights; 0 for the places of examples that are not there
     ids: Int[Array, "B S"] | None = None  # global example index, -1 where no example is
     adapters: Int[Array, "B S"] | None = None  # which resident adapter serves which example
     extras: dict[str, Any] = field(default_factory=dict)  # teacher logits, perturbations, ...

@@ -113,12 +113,13 @@ def read(
     model = Model(config)
     shapes = trees.flatten(model.shapes())
     expected = {name for leaf in shapes for name in layout.logical(config, leaf)}
-    fresh = set()
-    if config != stated:
-        fresh = expected - set(layout.names(stated, Model(stated).shapes()))
-    if replaced:
-        fresh |= {name for name in expected if name.startswith("head/")}
-    dropped = _left_over(kind, weights, found, {kind.tensor(name) for name in expected - fresh}, head != "keep")
+    in_file = expected if config == stated else set(layout.names(stated, Model(stated).shapes()))
+    fresh = expected - in_file | {name for name in expected if replaced and name.startswith("head/")}
+    in_file = set(map(kind.tensor, in_file))
+    for repeat, original in kind.ties.items():  # a file may hold only the repeat of a tied tensor
+        if repeat in found and repeat not in in_file and original not in found:
+            found[original] = found.pop(repeat)
+    dropped = _left_over(kind, weights, found, set(map(kind.tensor, expected - fresh)), in_file, head != "keep")
 
     new = tuple(sorted({layout.stored(config, name)[0] for name in fresh}))
     params = _fresh(model, new, jax.random.key(seed)) if new else {}
@@ -147,18 +148,24 @@ def _chosen_head(kind: Family, fields: Fields, stated: ModelConfig, head: Any) -
     return kind.with_head(stated, head), not same
 
 
-def _left_over(kind: Family, weights: Weights, found: Mapping[str, str], used: set[str], drop_head: bool) -> tuple[str, ...]:
-    """The tensors of a head that is not wanted. Any others that nobody uses are refused, but for repeats and constants."""
+def _left_over(kind: Family, weights: Weights, found: Mapping[str, str], used: set[str], in_file: set[str],
+               drop_head: bool) -> tuple[str, ...]:
+    """The tensors of a head that is not wanted. Any others that nobody uses are refused, but for repeats and constants.
+
+    `used`: names the model reads; `in_file`: those that the file's own config has, its head's included.
+    """
     prefixed = any(tensor.startswith(kind.prefix) for tensor in weights.files)
     dropped = []
     for canonical, tensor in found.items():
         if canonical in used or re.fullmatch(kind.harmless, canonical):
             continue
         file, original = weights.files[tensor], found.get(kind.ties.get(canonical, ""))
-        if original is not None:
+        if canonical in in_file:
+            dropped.append(tensor)
+        elif original is not None:
             if not np.array_equal(weights.read(tensor), weights.read(original)):
                 raise InputError(f"{file}: {tensor} differs from {original}, but the config ties the two.")
-        elif drop_head and prefixed and not tensor.startswith(kind.prefix):
+        elif drop_head and prefixed and not tensor.startswith(kind.prefix):  # of a head that is not known here
             dropped.append(tensor)
         else:
             raise InputError(f"{file} holds the tensor {tensor}, which the model of its config does not have.")
@@ -170,12 +177,10 @@ def _leaf(kind: Family, weights: Weights, found: Mapping[str, str], names: list[
     rows = shape[1:] if names[0].startswith(("encoder/layers/", "decoder/layers/")) else shape
     whole = np.empty(shape, np.float32)
     for name, into in zip(names, whole if rows != shape else [whole], strict=True):
-        canonical = kind.tensor(name)
-        repeats = (repeat for repeat, original in kind.ties.items() if original == canonical)
-        tensor = next((found[one] for one in (canonical, *repeats) if one in found), None)
-        if tensor is None:
+        if (tensor := found.get(kind.tensor(name))) is None:
             files = set(weights.files.values())
-            raise InputError(f"{files.pop() if len(files) == 1 else weights.config_file.parent} lacks the tensor {canonical}.")
+            where = files.pop() if len(files) == 1 else weights.config_file.parent
+            raise InputError(f"{where} lacks the tensor {kind.tensor(name)}.")
         array, wanted = weights.read(tensor), kind.pack(name, np.broadcast_to(np.float32(0), rows)).shape
         if array.shape != wanted:
             shapes = f"shape {list(array.shape)} where the config says {list(wanted)}"

@@ -49,25 +49,23 @@ def _greedy(model: Model, variables, batch: Batch, steps: int, pad: int):
     batch = batch.replace(positions=_positions(batch.segments), source=source)
     ends = jnp.array(model.config.end_tokens, jnp.int32)
     output = model.apply(variables, batch, cache=Cache.empty(model.config, rows, prompt + steps, model.policy.dtype))
-    last = prompt - 1 - jnp.argmax(batch.segments[:, ::-1] > 0, -1)
+    last, start = prompt - 1 - jnp.argmax(batch.segments[:, ::-1] > 0, -1), batch.positions.max(1) + 1
     first = jnp.argmax(output.logits[jnp.arange(rows), last], -1)
 
     def unfinished(state):
-        _, number, _, _, done, _ = state
+        _, number, done, _ = state
         return (number < steps) & ~done.all()
 
     def step(state):
-        tokens, number, token, position, done, cache = state
-        token = jnp.where(done, pad, token)
-        done |= jnp.isin(token, ends)
-        next_batch = Batch(token[:, None], jnp.ones((rows, 1), jnp.int32), positions=position[:, None])
-        output = model.apply(variables, next_batch, cache=cache)
-        tokens = tokens.at[:, number].set(token)
-        return tokens, number + 1, jnp.argmax(output.logits[:, 0], -1), position + 1, done, output.cache
+        tokens, number, done, cache = state
+        position = start + number - 1
+        said = Batch(tokens[:, number - 1, None], jnp.ones((rows, 1), jnp.int32), positions=position[:, None])
+        output = model.apply(variables, said, cache=cache)
+        token = jnp.where(done, pad, jnp.argmax(output.logits[:, 0], -1))
+        return tokens.at[:, number].set(token), number + 1, done | jnp.isin(token, ends), output.cache
 
-    tokens = jnp.full((rows, steps), pad, jnp.int32)
-    state = (tokens, 0, first, batch.positions.max(1) + 1, jnp.zeros(rows, bool), output.cache)
-    return jax.lax.while_loop(unfinished, step, state)[0]
+    tokens = jnp.full((rows, steps), pad, jnp.int32).at[:, 0].set(first)
+    return jax.lax.while_loop(unfinished, step, (tokens, 1, jnp.isin(first, ends), output.cache))[0]
 
 
 def _positions(segments: jax.Array) -> jax.Array:

@@ -43,6 +43,20 @@ def reads(name: str) -> Literal["predictions", "probabilities"]:
     return "probabilities" if "probabilities" in inspect.signature(find(name)).parameters else "predictions"
 
 
+_LOWER = {"loss", "mean_squared_error", "expected_calibration_error", "brier_score"}
+
+
+def direction(name: str) -> Literal["higher", "lower"]:
+    """Which way the metric called `name` improves; the loss counts as one.
+
+    Raises:
+        InputError: no metric has that name.
+    """
+    if name not in known() and name != "loss":
+        raise InputError(f"unknown metric {name!r}.{nearest(name, [*known(), 'loss'])}")
+    return "lower" if name in _LOWER else "higher"
+
+
 def compute(names: Iterable[str], references: ArrayLike, predictions: ArrayLike, probabilities: ArrayLike | None = None,
             labels: ArrayLike | None = None) -> dict[str, float]:
     """The named metrics of one run's predictions.

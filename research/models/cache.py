@@ -26,7 +26,7 @@ class Cache:
 
     layers: tuple[dict[str, Any], ...]
     segments: Int[jax.Array, "B S"]  # 0: nothing to see in this slot
-    lengths: Int[jax.Array, "B"]  # slots used
+    lengths: Int[jax.Array, B]  # slots used
     source_segments: Int[jax.Array, "B Ts"] | None = None
 
     @classmethod

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from research.files import write_text
 from research.reports import formats, plots
 from research.reports.page import page
 from research.reports.records import RunRecord
@@ -39,18 +38,5 @@ def write(
     texts["report.html"] = page(table, records, directory, figures, title=title, question=question, environment=environment)
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        replace(directory / name, text)
+        write_text(directory / name, text)
     return table
-
-
-def replace(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a reader sees the old file or the new one, never a part."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -1,18 +1,43 @@
-"""The one training loop. (Being written.)"""
+"""The one training loop, to be read downwards: restore, then train / evaluate / save until the end, then hand back the best.
+
+    loader[i] --shard--> step --> State'      every `log_every`: numbers fetched, finite or stop
+                                              every `evaluate_every`: dev, best kept, early stopping
+                                              every `checkpoint_every`: State, bookkeeping and data position to disk
+
+A run killed at any moment continues from its newest checkpoint and ends bitwise equal: the order of events is a function of
+the step alone, and everything that was written after the restored step is dropped before going on.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
+import jax
+import numpy as np
 import pydantic
 
+from research.batches.loader import Loader
+from research.checkpoints.store import Store
 from research.config import Config
+from research.errors import InputError
+from research.sharding.mesh import data_mesh, replicate, shard_rows
+from research.training.accumulation import fitting
+from research.training.optimizer import Optimizer, build
+from research.training.progress import Progress
+from research.training.state import State
+from research.training.step import predict_step, train_step
+from research.training.tracking import Tracker
+from research.tuning.strategy import Tuned
 
 
 class Training(Config):
     """How long to train, how often to look, and what to keep."""
 
-    epochs: float | None = pydantic.Field(default=3.0, gt=0)
+    epochs: float = pydantic.Field(default=3.0, gt=0)
     steps: int | None = pydantic.Field(default=None, gt=0)  # instead of epochs
     evaluate_every: int | None = pydantic.Field(default=None, gt=0)  # steps; None: at the end of each epoch
     checkpoint_every: int | None = pydantic.Field(default=None, gt=0)  # steps; None: whenever evaluated
@@ -22,8 +47,207 @@ class Training(Config):
     average: float | None = pydantic.Field(default=None, gt=0, lt=1)  # decay of the moving average that is evaluated
     keep: Literal["best", "both"] = "both"  # checkpoints kept after the end: the best alone, or also the last
 
-    @pydantic.model_validator(mode="after")
-    def _one_length(self) -> Training:
-        if (self.epochs is None) == (self.steps is None) and self.steps is not None:
-            raise ValueError("give epochs or steps, not both (epochs: null)")
-        return self
+    @pydantic.field_validator("accumulate")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be at least 1")
+        return value
+
+
+class Diverged(InputError):
+    """The loss or a gradient is no longer a number."""
+
+
+@dataclass
+class Book:
+    """What the loop remembers between evaluations; stored beside every checkpoint."""
+
+    best: float | None = None
+    best_step: int = 0
+    best_scores: dict[str, float] = field(default_factory=dict)
+    since_best: int = 0  # evaluations
+    stopped: bool = False
+    train_seconds: float = 0.0  # spent in warm steps, and
+    train_examples: int = 0  # how many examples they held
+    seconds: float = 0.0  # of wall time, over all processes that worked on the run
+    compilations: int = 0  # of the training step, in this process
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training leaves: the best trainable leaves and strategy state, on devices, and the bookkeeping."""
+
+    trainable: Any
+    strategy: Any
+    book: Book
+    steps: int
+    finished: bool  # False where `stop_after` cut it short
+    predict: Callable[..., Any]  # compiled: (trainable, frozen, strategy, batch)
+
+
+def fit(
+    tuned: Tuned,
+    objective: Any,
+    optimizer: Optimizer,
+    training: Training,
+    train: Loader,
+    evaluate: Callable[[Callable[..., Any], Any, Any], dict[str, float]] | None,
+    *,
+    directory: Path,
+    tracker: Callable[[int | None], Tracker],
+    progress: Progress,
+    seed: int,
+    metric: str,
+    better: Literal["higher", "lower"],
+    stop_after: int | None = None,
+) -> Fitted:
+    """Train `tuned` on `train`, choosing by `metric` as `evaluate` reports it.
+
+    Args:
+        evaluate: `(predict, trainable, strategy state) -> scores` on dev; None where there is no dev split (the last is best).
+        directory: of the run; checkpoints are kept in, and restored from, `directory/checkpoints`.
+        tracker: opens the run's tracker, given the restored step (None: from the beginning).
+        stop_after: end this call after so many steps, saved and resumable.
+
+    Raises:
+        Diverged: naming the step, the batch's example ids and the last good checkpoint.
+        InputError: a checkpoint of another config or other data, a full disk.
+    """
+    # ---- what is compiled ---------------------------------------------------------------------------------------------
+    mesh = data_mesh()
+    total = training.steps or max(1, round(training.epochs * len(train)))
+    names = tuned.strategy.learning_names(tuned.base, tuned.trainable)
+    transformation, rate = build(optimizer, total, tuned.trainable, names)
+    frozen = replicate(tuned.frozen, mesh)
+    state = replicate(State.create(tuned.trainable, tuned.state, transformation, seed, average=training.average is not None), mesh)
+
+    def compiled(accumulate: int):
+        made = train_step(tuned, objective, transformation, accumulate=accumulate, average=training.average)
+        return jax.jit(made, donate_argnums=0)
+
+    step = compiled(training.accumulate) if training.accumulate != "auto" else fitting(compiled, state, frozen, train, mesh)
+    predict = jax.jit(predict_step(tuned, objective))
+
+    # ---- restore ------------------------------------------------------------------------------------------------------
+    last, best, book = Store(directory / "checkpoints/last"), Store(directory / "checkpoints/best"), Book()
+    start, restored = 0, None
+    if saved := last.steps():
+        if last.meta(saved[-1])["data"] != train.hash:
+            raise InputError(f"{directory} was trained on other data or batches than are given now.")
+        stored, meta = last.restore(saved[-1], _stored(state))
+        state, start = state.replace(**stored), saved[-1]
+        restored, book = start, Book(**meta["book"])
+    best.drop_after(start)
+    log = tracker(restored if restored is not None else -1)
+
+    # ---- train --------------------------------------------------------------------------------------------------------
+    evaluate_every, began = training.evaluate_every or len(train), time.perf_counter() - book.seconds
+    checkpoint_every = training.checkpoint_every or evaluate_every
+    end = total if stop_after is None else min(total, start + stop_after)
+    window = _Window(progress, log, directory / "checkpoints/last", last)
+    shapes: set[tuple[int, ...]] = set()
+    number = start
+    for batch in train.iterate(start, end) if not book.stopped and start < end else ():
+        shape, ids, placed = batch.tokens.shape, batch.ids, shard_rows(batch, mesh)
+        if fresh := shape not in shapes:
+            shapes.add(shape)
+            window.flush(book, rate)
+        state, metrics = step(state, frozen, placed)
+        number += 1
+        window.add(number, metrics, ids)
+        if fresh:
+            progress.say(f"compiled the step for {shape[0]} x {shape[1]} tokens")
+            window.flush(book, rate, warm=False)
+        elif number % training.log_every == 0:
+            window.flush(book, rate)
+        progress.advance(number, total)
+
+        due = number % evaluate_every == 0 or number == total
+        if due:
+            window.flush(book, rate)
+            book.compilations = len(shapes)
+            scores = evaluate(predict, state.evaluated, state.strategy) if evaluate else {}
+            if scores:
+                log.log(number, "dev", scores | {"epoch": number / len(train)})
+            _judge(book, scores.get(metric), number, better, scores)
+            if book.best_step == number:
+                best.save(number, _best(state), {})
+            book.stopped = training.patience is not None and book.since_best >= training.patience
+            progress.evaluated(number, scores, metric, book)
+        if due or number % checkpoint_every == 0 or number == end:
+            window.flush(book, rate)
+            book.seconds = time.perf_counter() - began
+            best.wait()
+            last.save(number, _stored(state), {"book": asdict(book), "data": train.hash})
+            window.reset()
+        if book.stopped:
+            break
+
+    # ---- hand back the best -------------------------------------------------------------------------------------------
+    last.wait()
+    best.wait()
+    log.close()
+    book.seconds = time.perf_counter() - began
+    if number < total and not book.stopped:
+        chosen = _best(state)
+    else:
+        chosen, _ = best.restore(book.best_step, _best(state))
+    last.close()
+    best.close()
+    return Fitted(chosen["trainable"], chosen["strategy"], book, number, number == total or book.stopped, predict)
+
+
+def _judge(book: Book, value: float | None, step: int, better: str, scores: dict[str, float]) -> None:
+    """Enter an evaluation: without a dev split every one counts as the best so far."""
+    improved = value is None or book.best is None or (value > book.best if better == "higher" else value < book.best)
+    if improved:
+        book.best, book.best_step, book.best_scores, book.since_best = value, step, dict(scores), 0
+    else:
+        book.since_best += 1
+
+
+class _Window:
+    """Steps whose numbers are still on the device. `flush` fetches them: the only place where the host waits."""
+
+    def __init__(self, progress: Progress, log: Tracker, where: Path, store: Store):
+        self.progress, self.log, self.where, self.store = progress, log, where, store
+        self.pending: list[tuple[int, dict[str, jax.Array], np.ndarray]] = []
+        self.reset()
+
+    def reset(self) -> None:
+        self.since = time.perf_counter()
+
+    def add(self, step: int, metrics: dict[str, jax.Array], ids: np.ndarray) -> None:
+        self.pending.append((step, metrics, ids))
+
+    def flush(self, book: Book, rate: Callable[[int], Any], *, warm: bool = True) -> None:
+        if not self.pending:
+            self.reset()
+            return
+        fetched = jax.device_get([metrics for _, metrics, _ in self.pending])
+        for (step, _, ids), numbers in zip(self.pending, fetched, strict=True):
+            if not numbers.pop("finite"):
+                saved = self.store.steps()
+                good = f"the last good checkpoint is {self.where / str(saved[-1])}" if saved else "there is no checkpoint yet"
+                listed = ", ".join(map(str, sorted(ids[ids >= 0].tolist())))
+                raise Diverged(f"step {step}: the loss or a gradient is not finite (training examples {listed}); {good}.")
+            if warm:
+                book.train_examples += int(numbers["examples"])
+        if warm:
+            book.train_seconds += time.perf_counter() - self.since
+        step, numbers = self.pending[-1][0], fetched[-1]
+        mean = float(np.mean([one["loss"] for one in fetched]))
+        self.log.log(step, "train", numbers | {"loss": mean, "learning_rate": float(rate(step - 1))})
+        self.progress.numbers(mean, book.train_examples / max(book.train_seconds, 1e-9))
+        self.pending = []
+        self.reset()
+
+
+# ---- what is stored ------------------------------------------------------------------------------------------------
+def _stored(state: State) -> dict[str, Any]:
+    return {name: value for name, value in vars(state).items() if value is not None}
+
+
+def _best(state: State) -> dict[str, Any]:
+    return {"trainable": state.evaluated, "strategy": state.strategy}

@@ -231,10 +231,7 @@ def _muon(optimizer: Optimizer, labels: Any) -> optax.GradientTransformation:
     `update_rms` 0.2 gives a matrix's update the size of AdamW's (Liu et al. 2025), so that one learning rate serves both.
     """
     names = [name for label in jax.tree.leaves(labels) for name in label.names if len(label.shape) == 2]
-    try:
-        taken = set(matching(optimizer.matrices, names, "optimizer.matrices pattern"))
-    except InputError as error:
-        raise InputError(f"{str(error).rstrip('.')} among the trained matrices; without any, muon is adamw.") from None
+    taken = set(matching(optimizer.matrices, names, "muon lacks matrices: optimizer.matrices pattern"))
     adam = _adamw(optimizer, labels)
 
     def choose(label: Label) -> optax.GradientTransformation:

@@ -1,10 +1,10 @@
-"""The learning rate at every step: a warm-up from zero to the peak, then one of five shapes.
+"""The learning rate at every step: up from zero to the peak in `warmup` steps, then one of five shapes.
 
-    rate
-    peak |      /----------\\          constant      stays                       cosine        half a cosine down to `final`
-         |     /            \\         linear        straight down to `final`    inverse_sqrt  peak * sqrt(warmup / step)
-         |    /              \\        wsd           stays, then straight down to `final` over the last `decay` steps (drawn)
-         +---warmup-------decay---> step
+    constant      peak
+    linear        straight down to `final` of the peak at the last step
+    cosine        half a cosine down to `final` of the peak
+    inverse_sqrt  peak * sqrt(warmup / step)
+    wsd           peak, then straight down to `final` of it in the last `decay` steps (warm-up, stable, decay)
 """
 
 from __future__ import annotations

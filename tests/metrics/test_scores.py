@@ -139,7 +139,7 @@ def test_compute_by_name():
     assert list(scores) == names and all(type(score) is float for score in scores.values())
     assert set(known()) == {"accuracy", "macro_f1", "micro_f1", "weighted_f1", "matthews", "pearson", "spearman",
                             "mean_squared_error", "expected_calibration_error", "brier_score"}
-    with pytest.raises(InputError, match="unknown metric 'acuracy'.*Did you mean 'accuracy'"):
+    with pytest.raises(InputError, match=r"unknown metric 'acuracy'.*Did you mean 'accuracy'"):
         compute(["acuracy"], references, predictions)
     with pytest.raises(InputError, match="'brier_score' needs probabilities"):
         compute(["brier_score"], references, predictions)

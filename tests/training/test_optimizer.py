@@ -188,6 +188,11 @@ def test_vectors_do_not_decay():
     assert moved == {path for path in SHAPES if path.endswith(("kernel", "embedding"))}
     np.testing.assert_allclose(found["head/output/kernel"], start["head/output/kernel"] * 0.95, rtol=1e-6)
 
+    odd = {"a/bias": jnp.ones((2, 3)), "a/scale": jnp.ones((2, 3)), "a/gate": jnp.ones(3), "a/table": jnp.ones((2, 3))}
+    transformation, _ = build(optimizer, 1, odd, {path: [path] for path in odd})
+    updates, _ = transformation.update(jax.tree.map(jnp.zeros_like, odd), transformation.init(odd), odd)
+    assert [path for path in odd if np.any(updates[path])] == ["a/table"]
+
 
 def test_clipping_is_by_the_norm_of_the_whole_tree():
     plain = {"kind": "sgd", "learning_rate": 1.0, "momentum": 0.0, "schedule": {"kind": "constant"}}
@@ -229,7 +234,7 @@ def test_options_are_honoured_or_refused(options, sentence):
     ({"groups": [{"pattern": "encoder/layer/.*"}]}, "optimizer.groups pattern 'encoder/layer/.*' matches nothing"),
     ({"groups": [{"pattern": ".*"}, {"pattern": "head/.*"}]}, "'head/.*' never applies"),
     ({"groups": [{"pattern": "head/(.*"}]}, "not a regular expression"),
-    ({"kind": "muon", "matrices": ["decoder/.*"]}, "'decoder/.*' matches nothing.* among the trained matrices"),
+    ({"kind": "muon", "matrices": ["decoder/.*"]}, "muon lacks matrices: optimizer.matrices pattern 'decoder/.*' matches"),
     ({"kind": "muon", "matrices": [".*/[0-3]/.*"]}, "takes only some layers of encoder/layers/0/mlp/up/kernel"),
     ({"schedule": {"warmup": 11}}, "training has only 10"),
 ])

@@ -43,6 +43,7 @@ def events(folder):
 def test_a_resumed_run_leaves_the_files_of_an_uninterrupted_one(tmp_path):
     log(open_tracker(tmp_path / "whole"), range(8))
     log(open_tracker(tmp_path / "cut"), range(6))
+    next((tmp_path / "cut/tensorboard").iterdir()).rename(tmp_path / "cut/tensorboard/events.out.tfevents.1.earlier")
     log(open_tracker(tmp_path / "cut", after=3), range(4, 8))
     whole, cut = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "cut"))
     assert whole == cut
