@@ -7,13 +7,17 @@ All choices read train and dev; the test split is read once, at the end.
 
 from __future__ import annotations
 
+import errno
 import itertools
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from research.batches.loader import Loader
 from research.checkpoints.store import Store
 from research.errors import InputError
 from research.files import write_json, write_lines
@@ -21,9 +25,8 @@ from research.metrics.lookup import direction
 from research.process import environment, peak_memory, use_compilation_cache
 from research.run import Run
 from research.setting import Setting
-from research.sharding.mesh import data_mesh, replicate
 from research.trained import described, finished
-from research.training.loop import Fitted, fit
+from research.training.loop import Diverged, Fitted, fit
 from research.training.progress import Progress, waiting
 from research.training.tracking import open_tracker
 from research.trees import count
@@ -61,26 +64,30 @@ def finetune(
     with waiting("reading the data and the model", show=progress):
         setting = Setting.of(run.changed(selected))
         prepared = {name: setting.prepared(getattr(setting.splits, name)) for name in ("train", "dev", "test")}
+        loaders = {name: setting.loader(arrays, train=name == "train") for name, (arrays, _) in prepared.items() if arrays}
     with _owned(directory):
         write_json(directory / "config.json", run.model_dump(mode="json"))
         with Progress(directory / "log.txt", show=progress, name=(extra or {}).get("name", run.tuning.kind)) as shown:
             _announce(setting, prepared, selected, shown)
-            fitted = _fit(setting, prepared, directory, shown, stop_after)
+            fitted = _fit(setting, prepared, loaders, directory, shown, stop_after)
             if not fitted.finished:
                 return {"status": "stopped", "steps": fitted.steps}
-            return _finish(setting, prepared, directory, fitted, {**(extra or {}), "id": run.id, "selected": selected}, test)
+            extra = {**(extra or {}), "id": run.id, "selected": selected}
+            return _finish(setting, prepared, loaders if test else {}, directory, fitted, extra)
 
 
-def _fit(setting: Setting, prepared: Mapping[str, Any], directory: Path, progress: Progress, stop_after: int | None) -> Fitted:
+def _fit(
+    setting: Setting, prepared: Mapping[str, Any], loaders: Mapping[str, Loader], directory: Path, progress: Progress,
+    stop_after: int | None,
+) -> Fitted:
     run, (dev, _) = setting.run, prepared["dev"]
 
     def evaluate(step: Any, trainable: Any, state: Any) -> dict[str, float]:
-        return setting.scores(dev, setting.predictions(step, trainable, frozen, state, dev))
+        return setting.scores(dev, setting.predictions(step, trainable, state, loaders["dev"]))
 
-    frozen = replicate(setting.tuned.frozen, data_mesh())
     settings = run.model_dump(mode="json")
     return fit(
-        setting.tuned, run.task.objective, run.optimizer, run.training, setting.loader(prepared["train"][0], train=True),
+        setting.tuned, run.task.objective, run.optimizer, run.training, loaders["train"],
         evaluate if dev else None, directory=directory, progress=progress, seed=run.seed, metric=run.task.metric,
         tracker=lambda after: open_tracker(directory, run.tracking, after=after, settings=settings),
         better=direction(run.task.metric), stop_after=stop_after,
@@ -88,15 +95,15 @@ def _fit(setting: Setting, prepared: Mapping[str, Any], directory: Path, progres
 
 
 def _finish(
-    setting: Setting, prepared: Mapping[str, Any], directory: Path, fitted: Fitted, extra: dict[str, Any], test: bool
+    setting: Setting, prepared: Mapping[str, Any], loaders: Mapping[str, Loader], directory: Path, fitted: Fitted,
+    extra: dict[str, Any],
 ) -> dict[str, Any]:
     run, tuned, book = setting.run, setting.tuned, fitted.book
     metrics: dict[str, float] = {}
-    if test and setting.splits.test:
-        examples, (arrays, _) = setting.splits.test, prepared["test"]
-        found = setting.predictions(fitted.predict, fitted.trainable, tuned.frozen, fitted.strategy, arrays)
-        metrics = setting.scores(arrays, found)
-        write_lines(directory / "predictions.jsonl", described(found, setting.splits.labels, examples))
+    if "test" in loaders:
+        found = setting.predictions(fitted.predict, fitted.trainable, fitted.strategy, loaders["test"])
+        metrics = setting.scores(prepared["test"][0], found)
+        write_lines(directory / "predictions.jsonl", described(found, setting.splits.labels, setting.splits.test))
     trainable, whole = count(tuned.trainable), count(setting.base.variables["params"])
     result = extra | {
         "status": "done",
@@ -128,32 +135,35 @@ def _finish(
 def _select(run: Run, root: Path, progress: bool) -> dict[str, Any]:
     """The values of `run.select` whose trial is best on dev. Trials never read the test split, and are kept for reuse."""
     better, tried = direction(run.task.metric), []
+    if not (run.task.data.dev or run.task.data.hold_out.dev):
+        raise InputError("select needs a dev split to choose by: give task.data.dev or task.data.hold_out.dev.")
+    root.mkdir(parents=True, exist_ok=True)
     for values in itertools.product(*run.select.values()):
         chosen = dict(zip(run.select, values, strict=True))
         trial = run.changed(chosen).model_copy(update={"select": {}, "seed": run.select_seed})
-        score = finetune(trial, root / trial.id, progress=progress, test=False)["dev"].get(run.task.metric)
-        if score is None:
-            raise InputError("select needs a dev split to choose by: give task.data.dev or task.data.hold_out.dev.")
-        tried.append((score, chosen))
+        with FileLock(root / f".{trial.id}.lock"):  # runs side by side wait for one another's trials
+            tried.append((finetune(trial, root / trial.id, progress=progress, test=False)["dev"][run.task.metric], chosen))
     return (max if better == "higher" else min)(tried, key=lambda pair: pair[0])[1]
 
 
-class _owned:
-    """The run's directory, made, and locked against a second process. A run that fails before its first file leaves none."""
-
-    def __init__(self, directory: Path):
-        self.directory = directory
-
-    def __enter__(self) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self.lock = FileLock(self.directory / ".lock")
-        try:
-            self.lock.acquire(timeout=0)
-        except Timeout:
-            raise InputError(f"{self.directory} is being worked on by another process.") from None
-
-    def __exit__(self, *error: Any) -> None:
-        self.lock.release()
+@contextmanager
+def _owned(directory: Path) -> Iterator[None]:
+    """The run's directory, made, and locked against a second process. Bad input that shows only now leaves none behind."""
+    made = not directory.exists()
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(directory / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise InputError(f"{directory} is being worked on by another process.") from None
+    except InputError as error:
+        if made and not isinstance(error, Diverged) and not any((directory / "checkpoints").glob("*/[0-9]*")):
+            shutil.rmtree(directory)
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise InputError(f"{directory} could not be written: {error.strerror}; make room and run it again to go on.") from None
 
 
 def _announce(setting: Setting, prepared: Mapping[str, Any], selected: dict[str, Any], shown: Progress) -> None:

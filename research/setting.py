@@ -6,16 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 
 from research.batches.loader import Loader
 from research.checkpoints.pretrained import Pretrained, base_hash, read
-from research.errors import InputError
+from research.errors import InputError, nearest
 from research.run import Run
-from research.sharding.mesh import data_mesh
+from research.sharding.mesh import data_mesh, replicate
 from research.text.data import load
 from research.text.references import resolve
 from research.text.splits import Example, Splits
@@ -41,7 +41,7 @@ class Setting:
             InputError: whatever is wrong with any of them, before anything is written.
         """
         splits = load(run.task.data)
-        run.task.objective.check(run.task.data.target, splits.labels)
+        _check(run, splits)
         head = run.task.objective.head(splits.labels)
         base = read(run.model.reference, sha256=run.model.sha256, head=head, seed=run.seed)
         if base.tokenizer is None:
@@ -51,7 +51,9 @@ class Setting:
             raise InputError(f"task.max_length is {run.task.max_length}, but the model has learned {longest} positions.")
         model, key = base.model.with_policy(run.policy), jax.random.key(run.seed)
         tuned = tune(model, base.variables["params"], run.tuning, key, fresh=base.report.fresh)
-        return cls(run, splits, base, base_hash(resolve(run.model.reference, sha256=run.model.sha256)), tuned)
+        placed = replicate({name: getattr(tuned, name) for name in ("trainable", "frozen", "state")}, data_mesh())
+        hashed = base_hash(resolve(run.model.reference, sha256=run.model.sha256))
+        return cls(run, splits, base, hashed, replace(tuned, **placed))
 
     def prepared(self, examples: Sequence[Example]) -> tuple[list[dict[str, Any]], int]:
         """Examples as arrays, and how many texts were truncated."""
@@ -66,10 +68,19 @@ class Setting:
         shared = {"row_multiple": jax.local_device_count(), "pad": pad, "per_token": objective.per_token}
         return Loader(prepared, self.run.batches, seed=self.run.seed, shuffle=train, **shared)
 
-    def predictions(self, step: Any, trainable: Any, frozen: Any, state: Any, prepared: list[dict[str, Any]]) -> Predictions:
-        """Predictions for prepared examples by a compiled `predict_step`."""
-        return predict(step, trainable, frozen, state, self.loader(prepared, train=False), data_mesh())
+    def predictions(self, step: Any, trainable: Any, state: Any, loader: Loader) -> Predictions:
+        """Predictions for the examples of a loader by a compiled `predict_step`."""
+        return predict(step, trainable, self.tuned.frozen, state, loader, data_mesh())
 
     def scores(self, prepared: list[dict[str, Any]], found: Predictions) -> dict[str, float]:
         """The objective's metrics of predictions for examples with labels."""
         return scored(self.run.task.objective, references(prepared), found, self.splits.labels)
+
+
+def _check(run: Run, splits: Splits) -> None:
+    objective, metric = run.task.objective, run.task.metric
+    objective.check(run.task.data.target, splits.labels)
+    if metric not in (reported := (*objective.metrics, "loss")):
+        raise InputError(f"task.metric is {metric!r}, which objective.metrics does not report.{nearest(metric, reported)}")
+    if run.training.patience and not splits.dev:
+        raise InputError("training.patience needs a dev split to look at: give task.data.dev or task.data.hold_out.dev.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,9 @@ class Trained:
 
     setting: Setting
     result: dict[str, Any]
-    step: Any  # (trainable, frozen, strategy state, batch) -> predictions
+    trainable: Any
+    strategy: Any  # its state
+    step: Any  # compiled: (trainable, frozen, strategy state, batch) -> predictions
 
     @classmethod
     def load(cls, directory: str | Path) -> Trained:
@@ -40,7 +41,7 @@ class Trained:
         directory = Path(directory)
         if not (directory / "config.json").exists():
             raise InputError(f"{directory} holds no run (no config.json).")
-        run = Run.model_validate_json((directory / "config.json").read_text())
+        run = stored(directory)
         if (result := finished(run, directory)) is None:
             raise InputError(f"the run in {directory} is not finished; run it again to go on with it.")
         use_compilation_cache()
@@ -51,18 +52,18 @@ class Trained:
         store = Store(directory / "checkpoints/best")
         like = {"trainable": setting.tuned.trainable, "strategy": setting.tuned.state}
         found, _ = store.restore(store.steps()[-1], like)
+        store.close()
         step = jax.jit(predict_step(setting.tuned, run.task.objective))
-        return cls(setting, result, partial(_with, step, found["trainable"], setting.tuned.frozen, found["strategy"]))
+        return cls(setting, result, found["trainable"], found["strategy"], step)
 
     def predict(self, examples: Sequence[Example]) -> Predictions:
         """Predictions for examples, with or without labels."""
-        prepared, _ = self.setting.prepared(examples)
-        return self.setting.predictions(self.step, None, None, None, prepared)
+        return self._predictions(self.setting.prepared(examples)[0])
 
     def evaluate(self, examples: Sequence[Example]) -> tuple[dict[str, float], Predictions]:
         """The metrics of examples with labels, and the predictions."""
         prepared, _ = self.setting.prepared(examples)
-        found = self.setting.predictions(self.step, None, None, None, prepared)
+        found = self._predictions(prepared)
         return self.setting.scores(prepared, found), found
 
     def classify(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -72,9 +73,9 @@ class Trained:
         examples = [Example(i, text, pairs[i] if pairs else None) for i, text in enumerate(texts)]
         return list(described(self.predict(examples), self.setting.splits.labels, examples))
 
-
-def _with(step: Any, trainable: Any, frozen: Any, state: Any, *args: Any) -> Any:
-    return step(trainable, frozen, state, args[-1])
+    def _predictions(self, prepared: list[dict[str, Any]]) -> Predictions:
+        loader = self.setting.loader(prepared, train=False)
+        return self.setting.predictions(self.step, self.trainable, self.strategy, loader)
 
 
 def described(found: Predictions, labels: Sequence[str], examples: Sequence[Example]) -> list[dict[str, Any]]:
@@ -99,9 +100,22 @@ def finished(run: Run, directory: Path) -> dict[str, Any] | None:
         InputError: the directory belongs to another config.
     """
     config, result = directory / "config.json", directory / "result.json"
-    if config.exists() and Run.model_validate_json(config.read_text()).id != run.id:
+    if config.exists() and stored(directory).id != run.id:
         raise InputError(f"{directory} holds a run of another config; give another --directory, or remove it.")
     if not result.exists():
         return None
     found = json.loads(result.read_text())
     return found if found.get("status") == "done" else None
+
+
+def stored(directory: Path) -> Run:
+    """The run that a directory was made for.
+
+    Raises:
+        InputError: its config is damaged, or of another version.
+    """
+    path = directory / "config.json"
+    try:
+        return Run.model_validate_json(path.read_text("utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is no config of this version ({str(error).splitlines()[0]}).") from None

@@ -107,6 +107,9 @@ def read(
     kind = family(weights.config["model_type"], weights.config_file)
     fields = Fields(weights.config, weights.config_file)
     found = {kind.canonical(tensor): tensor for tensor in sorted(weights.files)}
+    if len(found) < len(weights.files):
+        twice = sorted(set(weights.files) - set(found.values()))[0]
+        raise InputError(f"{weights.files[twice]} holds the tensor {twice} under two names.")
     stated = kind.read(fields, frozenset(found))
     config, replaced = _chosen_head(kind, fields, stated, head)
 

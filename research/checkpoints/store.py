@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ class Store:
             raise self._refused(OSError(errno.ENOSPC, f"{needed >> 20} MB needed, {free >> 20} MB free"), step)
         try:
             self._manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise self._refused(error, step) from None
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
@@ -79,6 +80,12 @@ class Store:
             if later > step:
                 self._manager.delete(later)
 
+    def drop_but(self, step: int) -> None:
+        """Delete every step but one."""
+        for other in self.steps():
+            if other != step:
+                self._manager.delete(other)
+
     def remove(self) -> None:
         """Delete the whole directory."""
         self.close()
@@ -92,16 +99,20 @@ class Store:
         """
         try:
             self._manager.wait_until_finished()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a write that fails in TensorStore is a ValueError
             raise self._refused(error, None) from None
 
     def close(self) -> None:
         """Wait, and let go of the directory."""
-        self.wait()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
-    def _refused(self, error: OSError, step: int | None) -> InputError:
+    def _refused(self, error: OSError | ValueError, step: int | None) -> InputError:
         whole = sorted(int(p.name) for p in self.directory.glob("*") if p.name.isdigit()) if self.directory.exists() else []
         what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
         kept = f"the last good one is step {whole[-1]}" if whole else "there is none yet"
-        return InputError(f"{what} could not be written to {self.directory}: {error.strerror or error}; {kept}.")
+        known = map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))  # TensorStore says them in the midst of much else
+        reason = getattr(error, "strerror", None) or next((one for one in known if one in str(error)), str(error).splitlines()[0])
+        return InputError(f"{what} could not be written to {self.directory}: {reason}; {kept}.")

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -37,7 +39,28 @@ def linear(x: jax.Array, kernel) -> jax.Array:
     """`x @ kernel` in x's dtype; `kernel [in, out]` is an array or a registered leaf type that knows its `linear`."""
     if not isinstance(kernel, jax.Array) and hasattr(kernel, "linear"):
         return kernel.linear(x)
-    return jnp.dot(x, kernel.astype(x.dtype))
+    return _product(x, kernel.astype(x.dtype))
+
+
+@jax.custom_vjp
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x @ kernel`. Only the kernel's gradient is spelt out: the narrower factor goes to the left, where CPUs and XLA have
+    to transpose it; automatic differentiation always puts the output's gradient there, which is the wider one in an MLP."""
+    return jnp.dot(x, kernel)
+
+
+def _product_backward(saved, g):
+    x, kernel = saved
+    leading = tuple(range(x.ndim - 1))
+    contract = ((leading, leading), ((), ()))
+    if x.shape[-1] <= g.shape[-1]:
+        dkernel = jax.lax.dot_general(x, g, contract)
+    else:
+        dkernel = jax.lax.dot_general(g, x, contract).T
+    return jax.lax.dot_general(g, kernel, (((g.ndim - 1,), (1,)), ((), ()))), dkernel
+
+
+_product.defvjp(lambda x, kernel: (jnp.dot(x, kernel), (x, kernel)), _product_backward)
 
 
 class Linear(nn.Module):
@@ -145,22 +168,16 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 # ---- dropout --------------------------------------------------------------------------------------------------------
 def random_bytes(words: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Uniform integers 0..255 (uint32), a counter generator: two rounds of a 32-bit avalanche over the element's index.
+    """Uniform bytes, a counter generator: two rounds of a 32-bit avalanche over the element's index.
 
     Cheap arithmetic on an iota, so a mask fuses into its consumer and the backward pass forms it again instead of
     keeping it; and a pure function of (words, index), so stable under vmap, scan and sharding. The mixing constants are
     those of a published low-bias integer hash search (Wellons 2018).
     """
     low, high = words
-    index = jax.lax.iota(jnp.uint32, max(1, _size(shape))).reshape(shape)
-    return _avalanche(_avalanche(index ^ low) + high) >> 24
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
+    size = math.prod(shape)
+    index = jax.lax.iota(jnp.uint32, -(-size // 4))
+    return jax.lax.bitcast_convert_type(_avalanche(_avalanche(index ^ low) + high), jnp.uint8).reshape(-1)[:size].reshape(shape)
 
 
 def _avalanche(x: jax.Array) -> jax.Array:

@@ -27,8 +27,10 @@ def needed(step: Any, state: Any, frozen: Any, batch: Any) -> int:
     return own + analysis.temp_size_in_bytes
 
 
-def fitting(compiled: Callable[[int], Any], state: Any, frozen: Any, loader: Loader, mesh: Mesh, limit: int | None = None) -> Any:
-    """`compiled(parts)` for the smallest power of two of parts whose largest batch fits `limit` bytes.
+def fitting(
+    compiled: Callable[[int], Any], state: Any, frozen: Any, loader: Loader, mesh: Mesh, limit: int | None = None
+) -> int:
+    """The smallest power of two of parts in which `compiled(parts)` handles the largest batch within `limit` bytes.
 
     Raises:
         InputError: not even one row at a time fits.
@@ -37,15 +39,16 @@ def fitting(compiled: Callable[[int], Any], state: Any, frozen: Any, loader: Loa
     largest = max((loader[i] for i in range(len(loader))), key=lambda batch: batch.tokens.size)
     placed, parts = shard_rows(largest, mesh), 1
     while True:
-        step, bytes_needed = compiled(parts), None
+        bytes_needed = None
         try:
-            bytes_needed = needed(step, state, frozen, placed)
+            bytes_needed = needed(compiled(parts), state, frozen, placed)
         except jax.errors.JaxRuntimeError as error:  # accelerators refuse such a program while compiling it
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
         if bytes_needed is not None and bytes_needed <= limit:
-            return step
+            return parts
         if parts >= largest.tokens.shape[0]:
             shown = "more than there is" if bytes_needed is None else f"{bytes_needed >> 20} MB"
-            raise InputError(f"a step needs {shown} with one row at a time, and {limit >> 20} MB are free: use a smaller model or policy.remat.")
+            remedy = "use a smaller model or policy.remat"
+            raise InputError(f"a step needs {shown} with one row at a time, and {limit >> 20} MB are free: {remedy}.")
         parts *= 2

@@ -10,8 +10,10 @@ the step alone, and everything that was written after the restored step is dropp
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -72,6 +74,7 @@ class Book:
     train_examples: int = 0  # how many examples they held
     seconds: float = 0.0  # of wall time, over all processes that worked on the run
     compilations: int = 0  # of the training step, in this process
+    accumulate: int = 0  # parts that a batch is computed in; kept, since what fits in memory may differ on resuming
 
 
 @dataclass(frozen=True)
@@ -114,93 +117,96 @@ def fit(
         Diverged: naming the step, the batch's example ids and the last good checkpoint.
         InputError: a checkpoint of another config or other data, a full disk.
     """
-    # ---- what is compiled ---------------------------------------------------------------------------------------------
+    # ---- what is trained ----------------------------------------------------------------------------------------------
     mesh = data_mesh()
     total = training.steps or max(1, round(training.epochs * len(train)))
     names = tuned.strategy.learning_names(tuned.base, tuned.trainable)
     transformation, rate = build(optimizer, total, tuned.trainable, names)
     frozen = replicate(tuned.frozen, mesh)
-    state = replicate(State.create(tuned.trainable, tuned.state, transformation, seed, average=training.average is not None), mesh)
+    averaged = training.average is not None
+    state = replicate(State.create(tuned.trainable, tuned.state, transformation, seed, average=averaged), mesh)
 
-    def compiled(accumulate: int):
-        made = train_step(tuned, objective, transformation, accumulate=accumulate, average=training.average)
-        return jax.jit(made, donate_argnums=0)
+    with ExitStack() as opened:
+        # ---- restore --------------------------------------------------------------------------------------------------
+        last = opened.enter_context(closing(Store(directory / "checkpoints/last")))
+        best = opened.enter_context(closing(Store(directory / "checkpoints/best", keep=2)))  # the older is what `last` may know
+        start, book = 0, Book()
+        if saved := last.steps():
+            start = saved[-1]
+            if last.meta(start)["data"] != train.hash:
+                raise InputError(f"{directory} was trained on other data or batches than are given now.")
+            stored, meta = last.restore(start, _stored(state))
+            state, book = state.replace(**stored), Book(**meta["book"])
+        best.drop_after(start)
+        log = opened.enter_context(closing(tracker(start if saved else -1)))
 
-    step = compiled(training.accumulate) if training.accumulate != "auto" else fitting(compiled, state, frozen, train, mesh)
-    predict = jax.jit(predict_step(tuned, objective))
+        # ---- compile --------------------------------------------------------------------------------------------------
+        def compiled(accumulate: int):
+            made = train_step(tuned, objective, transformation, accumulate=accumulate, average=training.average)
+            return jax.jit(made, donate_argnums=0)
 
-    # ---- restore ------------------------------------------------------------------------------------------------------
-    last, best, book = Store(directory / "checkpoints/last"), Store(directory / "checkpoints/best"), Book()
-    start, restored = 0, None
-    if saved := last.steps():
-        if last.meta(saved[-1])["data"] != train.hash:
-            raise InputError(f"{directory} was trained on other data or batches than are given now.")
-        stored, meta = last.restore(saved[-1], _stored(state))
-        state, start = state.replace(**stored), saved[-1]
-        restored, book = start, Book(**meta["book"])
-    best.drop_after(start)
-    log = tracker(restored if restored is not None else -1)
+        if not book.accumulate:
+            auto = training.accumulate == "auto"
+            book.accumulate = fitting(compiled, state, frozen, train, mesh) if auto else training.accumulate
+        step, predict = compiled(book.accumulate), jax.jit(predict_step(tuned, objective))
 
-    # ---- train --------------------------------------------------------------------------------------------------------
-    evaluate_every, began = training.evaluate_every or len(train), time.perf_counter() - book.seconds
-    checkpoint_every = training.checkpoint_every or evaluate_every
-    end = total if stop_after is None else min(total, start + stop_after)
-    window = _Window(progress, log, directory / "checkpoints/last", last)
-    shapes: set[tuple[int, ...]] = set()
-    number = start
-    for batch in train.iterate(start, end) if not book.stopped and start < end else ():
-        shape, ids, placed = batch.tokens.shape, batch.ids, shard_rows(batch, mesh)
-        if fresh := shape not in shapes:
-            shapes.add(shape)
-            window.flush(book, rate)
-        state, metrics = step(state, frozen, placed)
-        number += 1
-        window.add(number, metrics, ids)
-        if fresh:
-            progress.say(f"compiled the step for {shape[0]} x {shape[1]} tokens")
-            window.flush(book, rate, warm=False)
-        elif number % training.log_every == 0:
-            window.flush(book, rate)
-        progress.advance(number, total)
+        # ---- train ----------------------------------------------------------------------------------------------------
+        evaluate_every, began = training.evaluate_every or len(train), time.perf_counter() - book.seconds
+        checkpoint_every = training.checkpoint_every or evaluate_every
+        end = total if stop_after is None else min(total, start + stop_after)
+        window = _Window(progress, log, last)
+        shapes: set[tuple[int, ...]] = set()
+        number = start
+        for batch in train.iterate(start, end) if not book.stopped and start < end else ():
+            shape, ids, placed = batch.tokens.shape, batch.ids, shard_rows(batch, mesh)
+            if fresh := shape not in shapes:
+                shapes.add(shape)
+                window.fetch(book)
+            state, metrics = step(state, frozen, placed)
+            number += 1
+            window.add(number, metrics, ids)
+            if fresh:
+                progress.say(f"compiled the step for {shape[0]} x {shape[1]} tokens")
+                window.fetch(book, warm=False)
+            evaluating = number % evaluate_every == 0 or number == total
+            saving = evaluating or number % checkpoint_every == 0 or number == end
+            if saving or number % training.log_every == 0:
+                window.log(book, rate)
+            progress.advance(number, total)
 
-        due = number % evaluate_every == 0 or number == total
-        if due:
-            window.flush(book, rate)
-            book.compilations = len(shapes)
-            scores = evaluate(predict, state.evaluated, state.strategy) if evaluate else {}
-            if scores:
-                log.log(number, "dev", scores | {"epoch": number / len(train)})
-            _judge(book, scores.get(metric), number, better, scores)
-            if book.best_step == number:
-                best.save(number, _best(state), {})
-            book.stopped = training.patience is not None and book.since_best >= training.patience
-            progress.evaluated(number, scores, metric, book)
-        if due or number % checkpoint_every == 0 or number == end:
-            window.flush(book, rate)
-            book.seconds = time.perf_counter() - began
-            best.wait()
-            last.save(number, _stored(state), {"book": asdict(book), "data": train.hash})
-            window.reset()
-        if book.stopped:
-            break
+            if evaluating:
+                book.compilations = len(shapes)
+                scores = evaluate(predict, state.evaluated, state.strategy) if evaluate else {}
+                if scores:
+                    log.log(number, "dev", scores | {"epoch": number / len(train)})
+                _judge(book, scores.get(metric), number, better, scores)
+                if book.best_step == number:
+                    best.save(number, _best(state), {})
+                book.stopped = training.patience is not None and book.since_best >= training.patience
+                progress.evaluated(number, scores, metric, book)
+            if saving:
+                book.seconds = time.perf_counter() - began
+                best.wait()
+                last.save(number, _stored(state), {"book": asdict(book), "data": train.hash})
+                window.reset()
+            if book.stopped:
+                break
 
-    # ---- hand back the best -------------------------------------------------------------------------------------------
-    last.wait()
-    best.wait()
-    log.close()
-    book.seconds = time.perf_counter() - began
-    if number < total and not book.stopped:
+        # ---- hand back the best ---------------------------------------------------------------------------------------
+        last.wait()
+        finished = number == total or book.stopped
         chosen = _best(state)
-    else:
-        chosen, _ = best.restore(book.best_step, _best(state))
-    last.close()
-    best.close()
-    return Fitted(chosen["trainable"], chosen["strategy"], book, number, number == total or book.stopped, predict)
+        if finished:
+            chosen, _ = best.restore(book.best_step, chosen)
+            best.drop_but(book.best_step)
+        book.seconds = time.perf_counter() - began
+        return Fitted(chosen["trainable"], chosen["strategy"], book, number, finished, predict)
 
 
 def _judge(book: Book, value: float | None, step: int, better: str, scores: dict[str, float]) -> None:
     """Enter an evaluation: without a dev split every one counts as the best so far."""
-    improved = value is None or book.best is None or (value > book.best if better == "higher" else value < book.best)
+    first = book.best is None or math.isnan(book.best)  # a correlation, for one, may be nan at first
+    improved = value is None or first or (value > book.best if better == "higher" else value < book.best)
     if improved:
         book.best, book.best_step, book.best_scores, book.since_best = value, step, dict(scores), 0
     else:
@@ -208,41 +214,45 @@ def _judge(book: Book, value: float | None, step: int, better: str, scores: dict
 
 
 class _Window:
-    """Steps whose numbers are still on the device. `flush` fetches them: the only place where the host waits."""
+    """Steps since the last line of the log. `fetch` gets their numbers from the device: the only place where the host waits."""
 
-    def __init__(self, progress: Progress, log: Tracker, where: Path, store: Store):
-        self.progress, self.log, self.where, self.store = progress, log, where, store
-        self.pending: list[tuple[int, dict[str, jax.Array], np.ndarray]] = []
+    def __init__(self, progress: Progress, tracker: Tracker, store: Store):
+        self.progress, self.tracker, self.store = progress, tracker, store
+        self.pending: list[tuple[int, dict[str, jax.Array], np.ndarray]] = []  # on the device
+        self.fetched: list[dict[str, Any]] = []
+        self.step = 0
         self.reset()
 
     def reset(self) -> None:
+        """Begin to count time here."""
         self.since = time.perf_counter()
 
     def add(self, step: int, metrics: dict[str, jax.Array], ids: np.ndarray) -> None:
+        self.step = step
         self.pending.append((step, metrics, ids))
 
-    def flush(self, book: Book, rate: Callable[[int], Any], *, warm: bool = True) -> None:
-        if not self.pending:
-            self.reset()
-            return
+    def fetch(self, book: Book, *, warm: bool = True) -> None:
+        """Check what is pending, and count its time and examples unless it held a compilation."""
         fetched = jax.device_get([metrics for _, metrics, _ in self.pending])
         for (step, _, ids), numbers in zip(self.pending, fetched, strict=True):
             if not numbers.pop("finite"):
-                saved = self.store.steps()
-                good = f"the last good checkpoint is {self.where / str(saved[-1])}" if saved else "there is no checkpoint yet"
-                listed = ", ".join(map(str, sorted(ids[ids >= 0].tolist())))
+                saved, listed = self.store.steps(), ", ".join(map(str, sorted(ids[ids >= 0].tolist())))
+                good = f"the last good checkpoint is {self.store.directory}/{saved[-1]}" if saved else "there is no checkpoint yet"
                 raise Diverged(f"step {step}: the loss or a gradient is not finite (training examples {listed}); {good}.")
-            if warm:
-                book.train_examples += int(numbers["examples"])
-        if warm:
+        if warm and fetched:
+            book.train_examples += sum(int(numbers["examples"]) for numbers in fetched)
             book.train_seconds += time.perf_counter() - self.since
-        step, numbers = self.pending[-1][0], fetched[-1]
-        mean = float(np.mean([one["loss"] for one in fetched]))
-        self.log.log(step, "train", numbers | {"loss": mean, "learning_rate": float(rate(step - 1))})
-        self.progress.numbers(mean, book.train_examples / max(book.train_seconds, 1e-9))
+        self.fetched += fetched
         self.pending = []
         self.reset()
 
+    def log(self, book: Book, rate: Callable[[int], Any]) -> None:
+        """One line for all steps since the last: their mean loss, and the latest of the other numbers."""
+        self.fetch(book)
+        loss = float(np.mean([one["loss"] for one in self.fetched]))
+        self.tracker.log(self.step, "train", self.fetched[-1] | {"loss": loss, "learning_rate": float(rate(self.step - 1))})
+        self.progress.numbers(loss, book.train_examples / max(book.train_seconds, 1e-9))
+        self.fetched = []
 
 # ---- what is stored ------------------------------------------------------------------------------------------------
 def _stored(state: State) -> dict[str, Any]:

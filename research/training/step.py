@@ -35,15 +35,20 @@ def train_step(
         average: decay of the moving average of the trainable leaves, None for no average.
     """
 
-    def loss_sum(trainable: Any, frozen: Any, strategy: Any, batch: Batch, rng: jax.Array):
+    def loss(trainable: Any, frozen: Any, strategy: Any, batch: Batch, rng: jax.Array):
+        """The loss, or its sum where the denominator is yet to come from other parts of the batch."""
         variables = tuned.variables(trainable, frozen, strategy, jax.random.fold_in(rng, 1))
         output = tuned.model.apply(variables, batch, rng=jax.random.fold_in(rng, 2))
-        total, denominator, aux = objective.loss(output, batch)
-        return total, (denominator, aux | {"examples": jnp.sum(batch.weights)})
+        total, count, aux = objective.loss(output, batch)
+        sums = aux | {"denominator": count, "examples": jnp.sum(batch.weights)}
+        if accumulate == 1:
+            total = total / _positive(count) + tuned.strategy.penalty(trainable, frozen, strategy)
+        return total, sums
 
-    differentiate = jax.value_and_grad(loss_sum, has_aux=True)
+    differentiate = jax.value_and_grad(loss, has_aux=True)
 
     def gradients(state: State, frozen: Any, batch: Batch, rng: jax.Array):
+        """`((loss, sums), gradient)` of the whole batch."""
         if accumulate == 1:
             return differentiate(state.trainable, frozen, state.strategy, batch, rng)
 
@@ -56,14 +61,14 @@ def train_step(
         first = jax.tree.map(lambda a: a[0], parts)
         shapes = jax.eval_shape(differentiate, state.trainable, frozen, state.strategy, first, rng)
         zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-        return jax.lax.scan(part, zero, (jnp.arange(accumulate), parts))[0]
+        (total, sums), grads = jax.lax.scan(part, zero, (jnp.arange(accumulate), parts))[0]
+        penalty, slope = jax.value_and_grad(tuned.strategy.penalty)(state.trainable, frozen, state.strategy)
+        count = _positive(sums["denominator"])
+        return (total / count + penalty, sums), jax.tree.map(lambda g, p: g / count + p, grads, slope)
 
     def step(state: State, frozen: Any, batch: Batch) -> tuple[State, Metrics]:
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        (total, (denominator, aux)), grads = gradients(state, frozen, batch, rng)
-        denominator = jnp.maximum(denominator, 1e-9)
-        penalty, extra = jax.value_and_grad(tuned.strategy.penalty)(state.trainable, frozen, state.strategy)
-        grads = jax.tree.map(lambda g, p: g / denominator + p, grads, extra)
+        (value, sums), grads = gradients(state, frozen, batch, rng)
         norm = optax.global_norm(grads)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
@@ -71,14 +76,18 @@ def train_step(
         smooth = state.average
         if average is not None:
             smooth = jax.tree.map(lambda old, new: average * old + (1 - average) * new, smooth, trainable)
-        examples = aux.pop("examples")
-        loss = total / denominator + penalty
-        metrics = {"loss": loss, "gradient_norm": norm, "finite": jnp.isfinite(loss) & jnp.isfinite(norm), "examples": examples}
-        metrics |= {name: value / jnp.maximum(examples, 1) for name, value in aux.items()}
+        examples = sums.pop("examples")
+        del sums["denominator"]
+        metrics = {"loss": value, "gradient_norm": norm, "finite": jnp.isfinite(value) & jnp.isfinite(norm), "examples": examples}
+        metrics |= {name: total / jnp.maximum(examples, 1) for name, total in sums.items()}
         state = State(state.step + 1, trainable, strategy, optimizer_state, state.rng, smooth)
         return state, metrics
 
     return step
+
+
+def _positive(denominator: jax.Array) -> jax.Array:
+    return jnp.maximum(denominator, 1e-9)
 
 
 def predict_step(tuned: Tuned, objective: Objective) -> Callable[..., tuple[dict[str, jax.Array], Metrics]]:

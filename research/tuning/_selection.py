@@ -15,15 +15,7 @@ from research.tuning.strategy import Base, Strategy, Tree, parse, ragged
 
 
 class Selection(Strategy):
-    """Trains some leaves of the base, and every fresh one. Subclasses say which by `chosen`."""
-
-    def chosen(self, base: Base) -> list[str]:
-        """The logical names that train, apart from fresh leaves."""
-        raise TypeError(f"{type(self).__name__} does not say what it selects")
-
-    def reach(self, base: Base) -> list[str]:
-        names = set(self.chosen(base)) | base.fresh
-        return [name for name in base.names if name in names]
+    """Trains some leaves of the base. Subclasses say which by `reach`."""
 
     def init(self, rng: jax.Array, base: Base, data: Any = None) -> tuple[Tree, Tree, Tree]:
         rest, trainable = dict(base.params), {}
@@ -36,5 +28,5 @@ class Selection(Strategy):
         params = dict(frozen["base"])
         for key, leaf in trainable.items():
             path, rows = parse(key)
-            params[path] = leaf if rows is None else params[path].at[jnp.asarray(rows)].set(leaf)
+            params[path] = leaf if rows is None else jnp.asarray(params[path]).at[jnp.asarray(rows)].set(leaf)
         return params

@@ -69,5 +69,5 @@ class Adapter(Strategy):
         return {"params": dict(frozen["base"]), "tuning": sites}
 
     def learning_names(self, base: Base, trainable: Tree) -> dict[str, list[str]]:
-        keys = {name: name.rsplit("/", 1) for name in trainable}
-        return {name: [f"{n.rsplit('/', 2)[0]}/adapter_{part}" for n in leaf_names(base, key)] for name, (key, part) in keys.items()}
+        keys = ((name, *name.rsplit("/", 1)) for name in trainable)
+        return {name: [f"{n.rsplit('/', 2)[0]}/adapter_{part}" for n in leaf_names(base, key)] for name, key, part in keys}

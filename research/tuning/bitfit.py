@@ -14,7 +14,7 @@ class BitFit(Selection):
 
     kind: Literal["bitfit"] = "bitfit"
 
-    def chosen(self, base: Base) -> list[str]:
+    def reach(self, base: Base) -> list[str]:
         names = [name for name in base.names if name.endswith("/bias")]
         if not set(names) - base.fresh:
             raise InputError(f"tuning 'bitfit': a {base.config.family} model has no biases to train.")

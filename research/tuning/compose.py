@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import pydantic
 
 from research.errors import InputError
-from research.tuning.strategy import Base, Strategy, Tree, strategy
+from research.tuning._selection import Selection
+from research.tuning.strategy import Base, Strategy, Tree, strategy, trained
+
+Part = Annotated[pydantic.SerializeAsAny[Strategy], pydantic.BeforeValidator(strategy)]
 
 
 class Compose(Strategy):
-    """Parts act in order. No base leaf may be trained by two of them.
+    """Selections act first, then the other parts in their order; a composition among them is taken apart.
+
+    No base leaf may be trained by two of them.
 
     `trainable` and `state` are `{"0": part 0's, "1": ...}`; `frozen` is the same beside the common `base`.
     """
 
     kind: Literal["compose"] = "compose"
-    parts: tuple[pydantic.SerializeAsAny[Strategy], ...] = pydantic.Field(min_length=1)
+    parts: tuple[Part, ...] = pydantic.Field(min_length=1)
 
-    @pydantic.field_validator("parts", mode="before")
+    @pydantic.field_validator("parts")
     @classmethod
-    def _parts(cls, parts: Any) -> tuple[Strategy, ...]:
-        return tuple(strategy(part) for part in parts)
+    def _parts(cls, parts: tuple[Strategy, ...]) -> tuple[Strategy, ...]:
+        flat = (inner for part in parts for inner in (part.parts if isinstance(part, Compose) else (part,)))
+        # What a selection takes out of the base must be back before others add to it.
+        return tuple(sorted(flat, key=lambda part: not isinstance(part, Selection)))
 
     @property
     def mergeable(self) -> bool:
@@ -36,21 +43,20 @@ class Compose(Strategy):
         return all(part.identity for part in self.parts)
 
     def reach(self, base: Base) -> list[str]:
-        base = Base(base.config, base.params)
         reached = {name for part in self.parts for name in part.reach(base)}
         return [name for name in base.names if name in reached]
 
     def init(self, rng: jax.Array, base: Base, data: Any = None) -> tuple[Tree, Tree, Tree]:
-        base = Base(base.config, base.params)
         trainable, frozen, state, taken = {}, {"base": dict(base.params)}, {}, {}
         for number, part in enumerate(self.parts):
             key = str(number)
             trainable[key], own, state[key] = part.init(jax.random.fold_in(rng, number), base, data)
             for path in base.params.keys() - own.pop("base").keys():
-                if path in taken:
-                    raise InputError(f"tuning parts {taken[path]!r} and {part.kind!r} both train {path}.")
-                taken[path] = part.kind
-                del frozen["base"][path]
+                frozen["base"].pop(path, None)
+            for name in trained(base, trainable[key]):
+                if name in taken:
+                    raise InputError(f"tuning parts {taken[name]!r} and {part.kind!r} both train {name}.")
+                taken[name] = part.kind
             frozen[key] = own
         return trainable, frozen, state
 
@@ -80,7 +86,6 @@ class Compose(Strategy):
         return {k: v[0] for k, v in made.items()}, {k: v[1] for k, v in made.items()}
 
     def learning_names(self, base: Base, trainable: Tree) -> dict[str, list[str]]:
-        base = Base(base.config, base.params)
         return {
             f"{i}/{path}": names
             for i, part in enumerate(self.parts)

@@ -13,5 +13,5 @@ class Full(Selection):
 
     kind: Literal["full"] = "full"
 
-    def chosen(self, base: Base) -> list[str]:
+    def reach(self, base: Base) -> list[str]:
         return base.names

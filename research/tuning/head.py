@@ -15,7 +15,7 @@ class Head(Selection):
     kind: Literal["head"] = "head"
     pooler: bool = False
 
-    def chosen(self, base: Base) -> list[str]:
+    def reach(self, base: Base) -> list[str]:
         rooms = ("head/", "pooler/") if self.pooler else ("head/",)
         names = [name for name in base.names if name.startswith(rooms)]
         if not any(name.startswith("head/") for name in names):

@@ -16,5 +16,5 @@ class LayerNorm(Selection):
 
     kind: Literal["layernorm"] = "layernorm"
 
-    def chosen(self, base: Base) -> list[str]:
+    def reach(self, base: Base) -> list[str]:
         return [name for name in base.names if _NORM.fullmatch(name)]

@@ -50,7 +50,8 @@ class LoRA(Strategy):
         return self.alpha / (self.rank**0.5 if self.rank_stabilized else self.rank)
 
     def reach(self, base: Base) -> list[str]:
-        names = matching(self.targets, base.names, "tuning.targets pattern")
+        # A fresh matrix trains itself: a low rank beside it would add nothing.
+        names = matching(self.targets, [name for name in base.names if name not in base.fresh], "tuning.targets pattern")
         for name in names:
             if not name.endswith("/kernel"):
                 raise InputError(f"tuning.targets chooses {name}, which is no matrix of a linear map (a .../kernel).")

@@ -12,7 +12,7 @@ import pydantic
 
 from research.errors import InputError
 from research.trees import matching
-from research.tuning.strategy import Base, Strategy, Tree, leaf_names, parse
+from research.tuning.strategy import Base, Strategy, Tree, leaf_names
 
 
 @jax.tree_util.register_dataclass
@@ -77,5 +77,5 @@ class Prefix(Strategy):
         return {"params": dict(frozen["base"]), "tuning": sites}
 
     def learning_names(self, base: Base, trainable: Tree) -> dict[str, list[str]]:
-        keys = {name: name.rsplit("/", 1) for name in trainable}
-        return {name: [f"{n.rsplit('/', 2)[0]}/{part}" for n in leaf_names(base, parse(key)[0])] for name, (key, part) in keys.items()}
+        keys = ((name, *name.rsplit("/", 1)) for name in trainable)
+        return {name: [f"{n.rsplit('/', 2)[0]}/{part}" for n in leaf_names(base, key)] for name, key, part in keys}

@@ -17,5 +17,5 @@ class Select(Selection):
     kind: Literal["select"] = "select"
     patterns: tuple[str, ...] = pydantic.Field(min_length=1)
 
-    def chosen(self, base: Base) -> list[str]:
+    def reach(self, base: Base) -> list[str]:
         return matching(self.patterns, base.names, "tuning pattern")

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import pydantic
 
-from research.config import Config, variant
+from research.config import Config, validated, variant
 from research.errors import InputError
 from research.models import layout
 from research.models.config import ModelConfig
@@ -81,6 +81,13 @@ def leaf_names(base: Base, key: str) -> list[str]:
     path, rows = parse(key)
     names = base.logical(path)
     return names if rows is None else [names[row] for row in rows]
+
+
+def trained(base: Base, trainable: Tree) -> list[str]:
+    """The logical names of those base leaves, or rows of them, that are in `trainable` as themselves."""
+    places = {key: key.partition("@") for key in trainable}
+    own = [key for key, (path, _, rest) in places.items() if path in base.params and "/" not in rest]
+    return [name for key in own for name in leaf_names(base, key)]
 
 
 class Strategy(Config):
@@ -153,6 +160,17 @@ def strategy(value: Any) -> Strategy:
     return variant("research.tuning", Strategy, value["kind"]).model_validate(value)
 
 
+class _Chosen(Config):
+    """What `tune` was told, so that a mistake in it is said as one in a file is."""
+
+    tuning: Strategy
+
+    @pydantic.field_validator("tuning", mode="before")
+    @classmethod
+    def _tuning(cls, value: Any) -> Strategy:
+        return strategy(value)
+
+
 @dataclass(frozen=True)
 class Tuned:
     """A model under a strategy: the cut model, and `trainable`, `frozen`, `state` ready for the training step."""
@@ -187,7 +205,7 @@ def tune(model: Any, params: Tree, how: Any, rng: jax.Array, *, fresh: Iterable[
     Raises:
         InputError: an unknown strategy or option, or a pattern that matches nothing.
     """
-    chosen, fresh = strategy(how), frozenset(fresh)
+    chosen, fresh = validated(_Chosen, {"tuning": how}).tuning, frozenset(fresh)
     whole = Base(model.config, flatten(params), fresh)
     reached = chosen.reach(whole)
     if missing := [name for name in whole.names if name in fresh and name not in set(reached)]:
@@ -202,9 +220,9 @@ def _floors(config: ModelConfig, names: Iterable[str]) -> dict[str, int]:
     """The lowest layer of each stack that some name lies in; 0 where something below the layers trains.
 
     An encoder-decoder's encoder is below everything of its decoder only through the decoder's cross-attention, so its
-    floor is its own; a decoder with a trained encoder needs all of its gradients.
+    floor is its own; a decoder needs all of its gradients where anything of the encoder trains.
     """
-    floors = {stack: part.layers for stack, part in config.stacks.items()}
+    floors, names = {stack: part.layers for stack, part in config.stacks.items()}, list(names)
     for name in names:
         if place := layout.layer_of(name):
             floors[place[0]] = min(floors[place[0]], place[1])
@@ -212,6 +230,6 @@ def _floors(config: ModelConfig, names: Iterable[str]) -> dict[str, int]:
             floors = dict.fromkeys(floors, 0)
         elif "/embeddings/" in name:
             floors[name.split("/")[0]] = 0
-    if len(floors) == 2 and floors["encoder"] < config.encoder.layers:
+    if len(floors) == 2 and any(name.startswith("encoder/") for name in names):
         floors["decoder"] = 0
     return floors

@@ -18,7 +18,7 @@ class TopLayers(Selection):
     kind: Literal["top_layers"] = "top_layers"
     layers: int = pydantic.Field(default=2, gt=0)
 
-    def chosen(self, base: Base) -> list[str]:
+    def reach(self, base: Base) -> list[str]:
         stack, part = list(base.config.stacks.items())[-1]
         if self.layers > part.layers:
             raise InputError(f"tuning.layers is {self.layers}, but the {stack} has only {part.layers} layers.")
