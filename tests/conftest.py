@@ -10,8 +10,9 @@ import pytest
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before anything is compiled; processes that tests start inherit it. `pytest --cache-clear` empties it."""
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("programs")))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    if hasattr(config, "cache"):  # not under `-p no:cacheprovider`
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("programs")))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
 @pytest.fixture(scope="session")

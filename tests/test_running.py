@@ -203,7 +203,7 @@ def test_divergence(toy, tmp_path):
         quiet(run, tmp_path / "run")
     named = str(error.value).partition("examples ")[2].partition(")")[0].split(", ")
     assert len(named) == 16 and [r["step"] for r in read(tmp_path / "run/metrics.jsonl")] == [1]
-    with pytest.raises(Diverged, match="^step 2: "):  # resumes from step 1, in the same process
+    with pytest.raises(Diverged, match=r"^step 2: "):  # resumes from step 1, in the same process
         quiet(run, tmp_path / "run")
 
 

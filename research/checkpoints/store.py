@@ -114,5 +114,6 @@ class Store:
         what = "a checkpoint" if step is None else f"the checkpoint of step {step}"
         kept = f"the last good one is step {whole[-1]}" if whole else "there is none yet"
         known = map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))  # TensorStore says them in the midst of much else
-        reason = getattr(error, "strerror", None) or next((one for one in known if one in str(error)), str(error).splitlines()[0])
+        first, *_ = str(error).splitlines()
+        reason = getattr(error, "strerror", None) or next((one for one in known if one in str(error)), first)
         return InputError(f"{what} could not be written to {self.directory}: {reason}; {kept}.")

@@ -10,6 +10,7 @@ attention (`attention/prefix`, `cross/prefix`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -33,7 +34,9 @@ class Context:
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `x [B,T,D]` over itself or, where `cross`, over `memory [B,S,D]`.
+    """Multi-head attention of `x [B,T,D]` over `source [B,S,D]`: the same states, or where `cross` the encoder's.
+
+    `tables` are the rotary tables of the queries and of the keys.
 
     With a cache (`start` given), self-attention writes this call's keys and values into `cached` at `start`;
     cross-attention forms them once, when `cached` is None, and reads them afterwards. Returns `(y, {"key", "value"})`, the
@@ -46,7 +49,7 @@ class Attention(nn.Module):
     cross: bool = False
 
     @nn.compact
-    def __call__(self, x, mask, table=None, memory=None, cached=None, start=None):
+    def __call__(self, x, source, mask, tables=None, cached=None, start=None):
         layer = self.layer
 
         def heads(name: str, inputs, number: int):
@@ -58,9 +61,9 @@ class Attention(nn.Module):
         if self.cross and cached is not None:
             k, v = cached["key"], cached["value"]
         else:
-            k, v = (heads(name, memory if self.cross else x, layer.kv_heads) for name in ("key", "value"))
-        if table is not None and not self.cross:
-            q, k = rotate(q, table), rotate(k, table)
+            k, v = (heads(name, source, layer.kv_heads) for name in ("key", "value"))
+        if tables is not None:
+            q, k = rotate(q, tables[0]), rotate(k, tables[1])
         if start is not None and not self.cross:
             write = jax.vmap(lambda old, new, at: jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, at, 0)))
             k, v = write(cached["key"], k, start), write(cached["value"], v, start)
@@ -103,35 +106,44 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: `(x [B,T,D], context, cached) -> (x, cached)`; `cached` is `{"attention": ..., "cross": ...}` or None."""
+    """One layer: `(x [B,T,D], context, cached) -> (x, cached)`; `cached` is `{"attention": ..., "cross": ...}` or None.
+
+    Given `places [B,S]`, only these places of the layer's output are computed: `[B,S,D]`. They still see every place.
+    """
 
     layer: Layer
     width: int
     scale: float
 
     @nn.compact
-    def __call__(self, x, context: Context, cached: dict | None = None):
+    def __call__(self, x, context: Context, cached: dict | None = None, places: jax.Array | None = None):
         layer, kept = self.layer, {}
+        pick = (lambda a, axis: a) if places is None else partial(_pick, places)
 
-        def sublayer(name: str, f):
+        def sublayer(name: str, x, f):
             norm = Norm(layer.norm, layer.epsilon, name=f"{name}_norm")
-            y = dropout(self, f(norm(x) if layer.norm_first else x), layer.dropout)
+            inputs = norm(x) if layer.norm_first else x
+            y, x = dropout(self, f(inputs), layer.dropout), pick(x, 1) if name == "attention" else x
             return x + y if layer.norm_first else norm(x + y)
 
-        def attend(name: str, mask, table=None, memory=None):
-            cross = name == "cross"
-            module = Attention(layer, self.width, self.scale, cross, name=name)
+        def attend(name: str, inputs, source, mask, tables=None):
+            module = Attention(layer, self.width, self.scale, name == "cross", name=name)
+            part = None if cached is None else cached[name]
+            y, kept[name] = module(inputs, source, mask, tables, part, context.start)
+            return y
 
-            def f(inputs):
-                part = None if cached is None else cached[name]
-                y, kept[name] = module(inputs, mask, table, memory, part, context.start)
-                return y
-
-            return f
-
-        table = context.tables.get(layer.rotary)
-        x = sublayer("attention", attend("attention", context.masks[layer.causal, layer.window], table))
+        mask, table = pick(context.masks[layer.causal, layer.window], 2), context.tables.get(layer.rotary)
+        tables = None if table is None else (tuple(pick(a, 2) for a in table), table)
+        x = sublayer("attention", x, lambda inputs: attend("attention", pick(inputs, 1), inputs, mask, tables))
         if layer.cross:
-            x = sublayer("cross", attend("cross", context.memory_mask, memory=context.memory))
-        x = sublayer("mlp", MLP(layer, self.width, self.scale, name="mlp"))
+            mask = pick(context.memory_mask, 2)
+            x = sublayer("cross", x, lambda inputs: attend("cross", inputs, context.memory, mask))
+        x = sublayer("mlp", x, MLP(layer, self.width, self.scale, name="mlp"))
         return x, (None if context.start is None else kept)
+
+
+def _pick(places: jax.Array, a: jax.Array, axis: int) -> jax.Array:
+    """`a` at `places [B,S]` of its axis of tokens."""
+    shape = [1] * a.ndim
+    shape[0], shape[axis] = places.shape
+    return jnp.take_along_axis(a, places.reshape(shape), axis)

@@ -9,7 +9,8 @@ Patterns in configs are written over logical names. On a stacked leaf their outc
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -82,23 +83,21 @@ def restack(config: ModelConfig, named: Mapping[str, Any]) -> dict[str, Any]:
     return unflatten(flat)
 
 
-def split(config: ModelConfig, floors: Mapping[str, int]) -> tuple[ModelConfig, dict[str, int]]:
-    """Cut each stack's runs so that a run begins at (or just below) layer `floors[stack]`.
-
-    Returns:
-        The config with more runs, and for each stack the number of runs that lie wholly below the cut.
-    """
+def split(config: ModelConfig, cuts: Mapping[str, Iterable[int]]) -> ModelConfig:
+    """Cut each stack's runs so that one begins at each of these layers (or just below, where a period is longer than a layer)."""
     stacks: dict[str, Stack] = {}
-    below = dict.fromkeys(floors, 0)
-    for name, floor in floors.items():
+    for name, layers in cuts.items():
         runs, at = [], 0
         for run in config.stacks[name].runs:
-            lower = min(run.repeats, max(0, (floor - at) // len(run.kinds)))
-            if lower:
-                runs.append(run.model_copy(update={"repeats": lower}))
-                below[name] += 1
-            if lower < run.repeats:
-                runs.append(run.model_copy(update={"repeats": run.repeats - lower}))
+            period = len(run.kinds)
+            edges = {(layer - at) // period for layer in layers if 0 < (layer - at) // period < run.repeats}
+            ends = [*sorted(edges), run.repeats]
+            runs += [run.model_copy(update={"repeats": b - a}) for a, b in pairwise([0, *ends])]
             at += run.layers
         stacks[name] = config.stacks[name].model_copy(update={"runs": tuple(runs)})
-    return config.model_copy(update=stacks), below
+    return config.model_copy(update=stacks)
+
+
+def below(stack: Stack, layer: int) -> int:
+    """How many of a stack's runs lie wholly below a layer."""
+    return sum(sum(run.layers for run in stack.runs[: n + 1]) <= layer for n in range(len(stack.runs)))

@@ -37,6 +37,7 @@ class Policy(Config):
 
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; parameters stay float32
     remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes instead of keeping
+    scan: bool = True  # one compiled body for all layers of a kind; False compiles each, slower to compile, faster to run
 
 
 @jax.tree_util.register_dataclass
@@ -44,12 +45,12 @@ class Policy(Config):
 class Output:
     """What `apply` returns.
 
-    `hidden [B,T,D]`: last hidden states (the decoder's, where there is one). `logits`: `[B,T,V]` of a language head, `[B,C]` of a
+    `hidden [B,T,D]`: last hidden states (the decoder's, where there is one), None if not asked for. `logits`: `[B,T,V]` of a language head, `[B,C]` of a
     classification head, `[B,S,C]` of a batch that carries `ids`; None without a head. `cache`: with this call's tokens
     in it. `wanted["layers"]`: for each stack, `[L+1,B,T,D]`: what entered the first layer, then what left each.
     """
 
-    hidden: Float[jax.Array, "B T D"]
+    hidden: Float[jax.Array, "B T D"] | None
     logits: jax.Array | None = None
     cache: Cache | None = None
     wanted: dict[str, Any] = field(default_factory=dict)
@@ -147,6 +148,7 @@ class Model:
         cache: Cache | None = None,
         rng: jax.Array | None = None,
         want: tuple[str, ...] = (),
+        hidden: bool = True,
     ) -> Output:
         """Hidden states and logits of a batch.
 
@@ -156,30 +158,43 @@ class Model:
             cache: earlier keys and values (`Cache.empty`); the batch's tokens are written after them.
             rng: randomness for dropout; None switches dropout off.
             want: more to return in `Output.wanted`, of "layers".
+            hidden: False where only the logits are needed (`Output.hidden` is then None): the last layer computes no more
+                than the places that the head reads, if the model is laid out for it (`split`).
 
         Raises:
             InputError: a batch that does not fit the model, or something unknown wanted.
         """
         self._check(batch, cache, want)
         config, wanted = self.config, {}
+        places = self._places(batch) if not hidden and not want and cache is None else None
         keys = iter([None] * 8 if rng is None else jax.random.split(rng, 8))
         memory = memory_segments = None
         if "encoder" in config.stacks:
             source = batch.source if "decoder" in config.stacks else batch
             if source is not None:
-                memory, _, wanted["encoder"] = self._stack("encoder", variables, source, None, next(keys), want)
+                memory, _, wanted["encoder"] = self._stack(
+                    "encoder", variables, source, None, next(keys), want, places=places if source is batch else None
+                )
                 memory_segments = source.segments
             else:
                 memory_segments = cache.source_segments
         if "decoder" in config.stacks:
-            memory_pair = (memory, memory_segments)
-            hidden, cache, wanted["decoder"] = self._stack("decoder", variables, batch, cache, next(keys), want, memory_pair)
+            last, cache, wanted["decoder"] = self._stack(
+                "decoder", variables, batch, cache, next(keys), want, (memory, memory_segments), places
+            )
         else:
-            hidden = memory
-        logits = self._head(variables, batch, hidden, next(keys)) if config.head else None
-        return Output(hidden, logits, cache, {"layers": wanted} if "layers" in want else {})
+            last = memory
+        logits = self._head(variables, batch, last, next(keys), places) if config.head else None
+        return Output(last if places is None else None, logits, cache, {"layers": wanted} if "layers" in want else {})
 
-    def _stack(self, name, variables, batch, cache, key, want, memory=(None, None)):
+    def _places(self, batch: Batch) -> jax.Array | None:
+        """The places `[B,S]` that the head reads, None where it reads all or the last layer is not a run of its own."""
+        config = self.config
+        if config.head is None or config.head.form == "language" or list(config.stacks.values())[-1].runs[-1].layers > 1:
+            return None
+        return first_tokens(batch.segments, batch.slots)
+
+    def _stack(self, name, variables, batch, cache, key, want, memory=(None, None), places=None):
         config, stack, dtype = self.config, self.config.stacks[name], jnp.dtype(self.policy.dtype)
         params, tuning = variables["params"][name], variables.get("tuning", {}).get(name, {})
         shared = {"params": variables["params"]["embeddings"]["tokens"], "tuning": _tuning(variables, "embeddings", "tokens")}
@@ -197,7 +212,8 @@ class Model:
         for number, run in enumerate(stack.runs):
             scope = {c: v["runs"][str(number)] for c, v in (("params", params), ("tuning", tuning)) if str(number) in v.get("runs", {})}
             part = None if cache is None else cache.layers[number]
-            x, (run_kept, run_layers) = self._run(run, scope, x, context, part, next(keys), "layers" in want)
+            few = places if number == len(stack.runs) - 1 else None
+            x, (run_kept, run_layers) = self._run(run, scope, x, context, part, next(keys), "layers" in want, few)
             if number < detached:
                 x = jax.lax.stop_gradient(x)
             kept.append(run_kept)
@@ -208,7 +224,7 @@ class Model:
             cache = cache.advanced(tuple(kept), batch.segments, memory_segments)
         return x, cache, jnp.concatenate(layers) if "layers" in want else None
 
-    def _run(self, run: Run, scope, x, context: Context, cached, key, want_layers: bool):
+    def _run(self, run: Run, scope, x, context: Context, cached, key, want_layers: bool, places=None):
         """Scan the period of Blocks over the run's repeats. Returns x and, stacked over repeats, the cache and layers."""
         config = self.config
 
@@ -220,7 +236,7 @@ class Model:
                 block = Block(kind, config.width, config.initializer_range)
                 own = {c: tree.get(name, {}) for c, tree in variables.items()}
                 rngs = _rngs(None if key is None else jax.random.fold_in(key, number))
-                x, kept[name] = block.apply(own, x, context, None if cached is None else cached[name], rngs=rngs)
+                x, kept[name] = block.apply(own, x, context, None if cached is None else cached[name], places, rngs=rngs)
                 layers.append(x)
             return x, (None if cached is None else kept, jnp.stack(layers) if want_layers else None)
 
@@ -228,7 +244,12 @@ class Model:
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.policy.remat == "dots" else None
             period = jax.checkpoint(period, policy=policy, prevent_cse=False)
         keys = None if key is None else jax.random.split(key, run.repeats)
-        x, (kept, layers) = jax.lax.scan(period, x, (scope, cached, keys), length=run.repeats)
+        inputs = (scope, cached, keys)
+        if run.repeats == 1:
+            x, made = period(x, jax.tree.map(lambda a: a[0], inputs))
+            kept, layers = jax.tree.map(lambda a: a[None], made)
+        else:
+            x, (kept, layers) = jax.lax.scan(period, x, inputs, length=run.repeats)
         return x, (kept, layers.reshape(-1, *layers.shape[2:]) if want_layers else None)
 
     def _context(self, stack: Stack, batch: Batch, positions, cache, memory, memory_segments) -> Context:
@@ -255,11 +276,12 @@ class Model:
         start = 0 if cache is None else cache.lengths[:, None]
         return jnp.broadcast_to(start + jnp.arange(batch.tokens.shape[1]), batch.tokens.shape)
 
-    def _head(self, variables, batch: Batch, hidden: jax.Array, key) -> jax.Array:
+    def _head(self, variables, batch: Batch, hidden: jax.Array, key, places) -> jax.Array:
         config, params = self.config, variables["params"]
         scope = {"params": params.get("head", {}), "tuning": _tuning(variables, "head")}
         if config.head.form != "language":
-            hidden = gather(hidden, first_tokens(batch.segments, batch.slots))
+            if places is None:
+                hidden = gather(hidden, first_tokens(batch.segments, batch.slots))
             if config.pooler:
                 pooler = {"params": params["pooler"], "tuning": _tuning(variables, "pooler")}
                 hidden = Pooler(config).apply(pooler, hidden)
@@ -291,11 +313,23 @@ class Model:
         return replace(self, config=self.config.model_copy(update={"head": head}))
 
     def split(self, params: Mapping[str, Any], floors: Mapping[str, int]) -> tuple[Model, dict[str, Any]]:
-        """Cut the stacks so that what lies below layer `floors[stack]` neither is differentiated nor passes gradients."""
-        config, below = layout.split(self.config, floors)
-        if config == self.config:
-            return replace(self, detached=tuple(below.items())), dict(params)
-        return replace(self, config=config, detached=tuple(below.items())), layout.restack(config, layout.unstack(self.config, params))
+        """The same function laid out for training: runs are cut where the work of their layers differs.
+
+        Below layer `floors[stack]` nothing is differentiated and no gradient passes. The last layer, where a head reads only a
+        few places, is a run of its own, so that it need compute no more than these. Without `policy.scan` every layer is.
+        """
+        stacks = self.config.stacks
+        cuts = {name: {floors.get(name, 0)} for name in stacks}
+        for name, stack in stacks.items():
+            if not self.policy.scan:
+                cuts[name] |= set(range(stack.layers))
+        if self.config.head and self.config.head.form != "language":
+            cuts[name].add(stack.layers - 1)
+        config = layout.split(self.config, cuts)
+        detached = tuple((name, layout.below(stack, floors.get(name, 0))) for name, stack in config.stacks.items())
+        model = replace(self, config=config, detached=detached)
+        same = config == self.config
+        return model, dict(params) if same else layout.restack(config, layout.unstack(self.config, params))
 
 
 class _Same(dict):

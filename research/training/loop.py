@@ -237,7 +237,8 @@ class _Window:
         for (step, _, ids), numbers in zip(self.pending, fetched, strict=True):
             if not numbers.pop("finite"):
                 saved, listed = self.store.steps(), ", ".join(map(str, sorted(ids[ids >= 0].tolist())))
-                good = f"the last good checkpoint is {self.store.directory}/{saved[-1]}" if saved else "there is no checkpoint yet"
+                where = self.store.directory
+                good = f"the last good checkpoint is {where}/{saved[-1]}" if saved else "there is no checkpoint yet"
                 raise Diverged(f"step {step}: the loss or a gradient is not finite (training examples {listed}); {good}.")
         if warm and fetched:
             book.train_examples += sum(int(numbers["examples"]) for numbers in fetched)

@@ -38,7 +38,7 @@ def train_step(
     def loss(trainable: Any, frozen: Any, strategy: Any, batch: Batch, rng: jax.Array):
         """The loss, or its sum where the denominator is yet to come from other parts of the batch."""
         variables = tuned.variables(trainable, frozen, strategy, jax.random.fold_in(rng, 1))
-        output = tuned.model.apply(variables, batch, rng=jax.random.fold_in(rng, 2))
+        output = tuned.model.apply(variables, batch, rng=jax.random.fold_in(rng, 2), hidden=False)
         total, count, aux = objective.loss(output, batch)
         sums = aux | {"denominator": count, "examples": jnp.sum(batch.weights)}
         if accumulate == 1:
@@ -97,7 +97,7 @@ def predict_step(tuned: Tuned, objective: Objective) -> Callable[..., tuple[dict
     """
 
     def step(trainable: Any, frozen: Any, strategy: Any, batch: Batch):
-        output = tuned.model.apply(tuned.variables(trainable, frozen, strategy), batch)
+        output = tuned.model.apply(tuned.variables(trainable, frozen, strategy), batch, hidden=False)
         sums = {}
         if batch.targets:
             total, denominator, _ = objective.loss(output, batch)

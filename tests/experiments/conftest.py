@@ -36,7 +36,7 @@ if how == "crash":
 if how == "busy":
     sys.exit(75)
 if how == "hang":
-    (directory / "config.json").write_text("{}")
+    (directory / "config.json").write_text(json.dumps({"pid": os.getpid()}))
     time.sleep(60)
 about = {"id": cell["id"], "name": cell["name"], "choices": cell["choices"], "config": cell["run"]}
 if how == "fail":

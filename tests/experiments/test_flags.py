@@ -37,8 +37,8 @@ def test_split_leaves_a_command_its_own_options():
 def test_a_word_means_what_the_field_takes():
     got = run("--tuning lora --tuning.rank 16 --optimizer.learning-rate 1e-4 --optimizer.betas 0.8 0.9 --policy.remat none "
               "--task.data.labels 0 1 no --task.data.text 3 --task.data.columns one --task.data.no-header "
-              "--task.data.pair None --training.accumulate auto --select.optimizer.learning_rate 1e-4 1e-3 --task.data.rename 0 neg 1 pos "
-              "--tuning.rank-stabilized")
+              "--task.data.pair None --training.accumulate auto --select.optimizer.learning_rate 1e-4 1e-3 "
+              "--task.data.rename 0 neg 1 pos --tuning.rank-stabilized")
     tuning, data = got.tuning, got.task.data
     assert (tuning.rank, tuning.rank_stabilized) == (16, True)
     assert (got.optimizer.learning_rate, got.optimizer.betas) == (1e-4, (0.8, 0.9))

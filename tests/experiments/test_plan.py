@@ -66,6 +66,8 @@ grid:
     assert [cell.name for cell in made.cells] == ["rank2-slow", "rank2-lion", "rank4-slow", "rank4-lion"]
     assert [(cell.run.tuning.rank, cell.run.optimizer.kind) for cell in made.cells[1:3]] == [(2, "lion"), (4, "adamw")]
     assert dict(made.cells[0].choices) == {"tuning.rank": 2, "optimizer": "slow"} and made.rows == ("tuning.rank", "optimizer")
+    made = planned(sandbox, text="base: {task: csv}\ngrid: {tuning.rank: [2, 4], tuning: [lora]}")
+    assert [cell.run.tuning.rank for cell in made.cells] == [2, 4]  # the fragment is laid first, whatever the order of the axes
     made = planned(sandbox, text="base: {task: csv}\ngrid: {tuning: [[lora, bitfit], {base: lora, rank: 2}]}")
     assert [cell.choices["tuning"] for cell in made.cells] == ["lora + bitfit", "lora rank 2"]
     assert [cell.name for cell in made.cells] == ["lora_bitfit", "lora_rank_2"]

@@ -18,7 +18,6 @@ TRAINING = {"epochs": 2, "log_every": 1}
 @pytest.fixture(scope="module")
 def quiet_toy(toy, tmp_path_factory):
     """The toy task without dropout: rows are numbered otherwise where there are more of them."""
-    import shutil
 
     own = shutil.copytree(toy, tmp_path_factory.mktemp("quiet") / "toy")
     config = json.loads((own / "model/config.json").read_text())
@@ -42,6 +41,7 @@ def same(one, other):
     assert [(r["step"], r["split"]) for r in a] == [(r["step"], r["split"]) for r in b] and len(a) == 12
     np.testing.assert_allclose([r["loss"] for r in a], [r["loss"] for r in b], rtol=1e-5)
     a, b = (arrays(directory / "checkpoints/last") for directory in (one, other))
+    assert a.keys() == b.keys()
     for path in a:
         np.testing.assert_allclose(a[path], b[path], rtol=1e-4, atol=1e-5, err_msg=path)
     a, b = ([json.loads(line) for line in (d / "predictions.jsonl").read_text().splitlines()] for d in (one, other))

@@ -52,7 +52,7 @@ def test_a_step_moves_exactly_what_the_strategy_trains(reference, tiny, lora, mo
     moved = {name for name, parameter in step.learner.model.named_parameters() if not torch.equal(parameter, before[name])}
     expected = {name for name in before if not lora or "lora_" in name or "modules_to_save" in name}
     assert moved <= expected
-    assert {name for name in expected - moved if "key.bias" not in name} == set()  # it adds the same to every score, which softmax ignores
+    assert {name for name in expected - moved if "key.bias" not in name} == set()  # softmax ignores it
     assert not lora or len(expected) == 2 * 2 * 2 + 2  # layers x {query, value} x {A, B}, and the classifier
 
 
