@@ -8,6 +8,7 @@ import resource
 import sys
 import time
 from importlib import metadata
+from pathlib import Path
 
 import jax
 
@@ -23,9 +24,13 @@ def use_compilation_cache() -> None:
 
 def peak_memory() -> int:
     """Bytes at the peak: of the fullest device, or of this process where devices do not say (CPU)."""
-    used = [stats["peak_bytes_in_use"] for d in jax.local_devices() if (stats := d.memory_stats()) and "peak_bytes_in_use" in stats]
-    unit = 1 if sys.platform == "darwin" else 1024
-    return max(used) if used else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    if used := [one["peak_bytes_in_use"] for one in stats if "peak_bytes_in_use" in one]:
+        return max(used)
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux ru_maxrss begins with the peak of the process that started this one
+        return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def environment() -> dict[str, str]:
@@ -33,4 +38,5 @@ def environment() -> dict[str, str]:
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
     versions = {name: metadata.version(name) for name in packages}
     devices = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind} ({jax.default_backend()})"
-    return versions | {"python": platform.python_version(), "devices": devices, "cores": str(os.cpu_count()), "date": time.strftime("%Y-%m-%d")}
+    machine = {"python": platform.python_version(), "devices": devices, "cores": str(os.cpu_count())}
+    return versions | machine | {"date": time.strftime("%Y-%m-%d")}

@@ -46,11 +46,11 @@ class Setting:
         base = read(run.model.reference, sha256=run.model.sha256, head=head, seed=run.seed)
         if base.tokenizer is None:
             raise InputError(f"{run.model.reference} has no tokenizer.json, which text needs.")
-        longest = base.model.config.max_length
-        if longest is not None and run.task.max_length > longest:
-            raise InputError(f"task.max_length is {run.task.max_length}, but the model has learned {longest} positions.")
         model, key = base.model.with_policy(run.policy), jax.random.key(run.seed)
         tuned = tune(model, base.variables["params"], run.tuning, key, fresh=base.report.fresh)
+        longest = model.longest(jax.eval_shape(tuned.variables, tuned.trainable, tuned.frozen, tuned.state))
+        if longest is not None and run.task.max_length > longest:
+            raise InputError(f"task.max_length is {run.task.max_length}, but there are learned positions for {longest} tokens.")
         placed = replicate({name: getattr(tuned, name) for name in ("trainable", "frozen", "state")}, data_mesh())
         hashed = base_hash(resolve(run.model.reference, sha256=run.model.sha256))
         return cls(run, splits, base, hashed, replace(tuned, **placed))

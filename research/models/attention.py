@@ -78,7 +78,7 @@ def _forward(q, k, v, mask, words, rate):
     scores = jnp.einsum("bhtd,bhsd->bhts", q, k).astype(jnp.float32) * (q.shape[-1] ** -0.5)
     probabilities = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1).astype(q.dtype)
     out = jnp.einsum("bhts,bhsd->bhtd", _dropped(probabilities, words, rate), v)
-    return out, (q, k, v, probabilities, out, words)
+    return out, (q, k, v, mask, probabilities, out, words)
 
 
 def _dropped(probabilities, words, rate):
@@ -86,12 +86,13 @@ def _dropped(probabilities, words, rate):
 
 
 def _backward(rate, saved, g):
-    q, k, v, probabilities, out, words = saved
+    q, k, v, mask, probabilities, out, words = saved
     dv = jnp.einsum("bhts,bhtd->bhsd", _dropped(probabilities, words, rate), g)
     dp = _dropped(jnp.einsum("bhtd,bhsd->bhts", g, v), words, rate)
     # The row sums of dp * p equal those of g * out, dropout or not, and are cheaper over d than over S.
     centre = jnp.sum(g * out, -1, keepdims=True)
-    ds = probabilities * (dp - centre) * (q.shape[-1] ** -0.5)
+    # Where a query sees nothing its probabilities are a mean over constants, which has no gradient.
+    ds = jnp.where(mask, probabilities * (dp - centre) * (q.shape[-1] ** -0.5), 0)
     return jnp.einsum("bhts,bhsd->bhtd", ds, k), jnp.einsum("bhts,bhtd->bhsd", ds, q), dv, None, None
 
 

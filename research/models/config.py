@@ -112,8 +112,3 @@ class ModelConfig(Config):
     def stacks(self) -> dict[str, Stack]:
         """The stacks there are, by name, in the order that data flows."""
         return {name: stack for name in ("encoder", "decoder") if (stack := getattr(self, name)) is not None}
-
-    @property
-    def max_length(self) -> int | None:
-        """The most positions that any stack has learned, None where positions are not learned."""
-        return min((s.positions for s in self.stacks.values() if s.positions), default=None)

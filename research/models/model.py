@@ -164,7 +164,7 @@ class Model:
         Raises:
             InputError: a batch that does not fit the model, or something unknown wanted.
         """
-        self._check(batch, cache, want)
+        self._check(variables, batch, cache, want)
         config, wanted = self.config, {}
         places = self._places(batch) if not hidden and not want and cache is None else None
         keys = iter([None] * 8 if rng is None else jax.random.split(rng, 8))
@@ -289,7 +289,7 @@ class Model:
         logits = HEADS[config.head.form](config).apply(scope, hidden, table, rngs=_rngs(key))
         return logits if batch.packed or config.head.form == "language" else logits[:, 0]
 
-    def _check(self, batch: Batch, cache: Cache | None, want: tuple[str, ...]) -> None:
+    def _check(self, variables: Mapping[str, Any], batch: Batch, cache: Cache | None, want: tuple[str, ...]) -> None:
         for name in want:
             if name not in WANTABLE:
                 raise InputError(f"cannot return {name!r}.{nearest(name, WANTABLE)}")
@@ -297,11 +297,21 @@ class Model:
             raise InputError("a cache serves decoders; this model has none.")
         if len(self.config.stacks) == 2 and batch.source is None and (cache is None or cache.source_segments is None):
             raise InputError("an encoder-decoder needs batch.source (or a cache that has read it).")
-        longest = self.config.max_length
+        longest = self.longest(variables)
         if longest is not None and cache is None and batch.positions is None and batch.tokens.shape[1] > longest:
-            raise InputError(f"{batch.tokens.shape[1]} tokens, but the model has learned {longest} positions.")
+            raise InputError(f"{batch.tokens.shape[1]} tokens, but the model has learned positions for {longest}.")
         if isinstance(batch.tokens, np.ndarray) and batch.tokens.size and batch.tokens.max() >= self.config.vocabulary:
             raise InputError(f"token id {batch.tokens.max()} is outside the model's vocabulary of {self.config.vocabulary}.")
+
+    def longest(self, variables: Mapping[str, Any]) -> int | None:
+        """The most tokens that learned positions leave room for, beside what prefixes occupy; None: any number."""
+        room = []
+        for name, stack in self.config.stacks.items():
+            taken = 0
+            for shift in _tuning(variables, name, "positions").get("site", ()):
+                taken = shift(taken)
+            room += [stack.positions - taken] if stack.positions else []
+        return min(room, default=None)
 
     # ---- other models like this one ---------------------------------------------------------------------------------
     def with_policy(self, policy: Policy) -> Model:

@@ -69,7 +69,7 @@ def train_step(
     def step(state: State, frozen: Any, batch: Batch) -> tuple[State, Metrics]:
         rng = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         (value, sums), grads = gradients(state, frozen, batch, rng)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         trainable, strategy = tuned.strategy.update(state.strategy, trainable, grads, state.step)

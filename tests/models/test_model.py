@@ -158,7 +158,7 @@ def test_refusals():
     model, variables = tiny("bert", layers=1)
     with pytest.raises(InputError, match=r"cannot return 'layer'\. Did you mean 'layers'"):
         model.apply(variables, tiny_batch("bert"), want=("layer",))
-    with pytest.raises(InputError, match="25 tokens, but the model has learned 24 positions"):
+    with pytest.raises(InputError, match="25 tokens, but the model has learned positions for 24"):
         model.apply(variables, Batch.of(np.ones((1, 25), np.int32)))
     with pytest.raises(InputError, match="token id 40 is outside the model's vocabulary of 40"):
         model.apply(variables, Batch.of([[3, 40]]))
