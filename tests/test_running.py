@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 
 import jax
 import numpy as np
@@ -226,7 +227,8 @@ def test_two_processes_on_one_directory(toy, tmp_path):
     process = start(run, tmp_path / "run")
     try:
         while process.poll() is None and not (tmp_path / "run/metrics.jsonl").exists():
-            pass
+            time.sleep(0.01)
+        assert process.poll() is None, process.communicate()[0][-2000:]
         with pytest.raises(InputError, match="run is being worked on by another process"):
             quiet(run, tmp_path / "run")
     finally:
