@@ -1,8 +1,8 @@
 """The `graft` command. Each subcommand is the file of its name; nothing heavy is imported before one is chosen.
 
-    graft finetune ...  --experiments.finetune.main(args)-->  exit code
-                        --InputError-->  one sentence, 2          GRAFT_DEBUG=1 shows where it comes from
-                        --Ctrl-C------>  how to go on, 130
+graft finetune ...  --experiments.finetune.main(args)-->  exit code
+                    --InputError-->  one sentence, 2          GRAFT_DEBUG=1 shows where it comes from
+                    --Ctrl-C------>  how to go on, 130
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`graft doctor`: whether this machine can do the work, and the remedy where it cannot.
 
-    versions, devices, cache, disk, cores, memory --checks--> findings; a problem makes the exit code 1
+versions, devices, cache, disk, cores, memory --checks--> findings; a problem makes the exit code 1
 """
 
 from __future__ import annotations
@@ -20,8 +20,24 @@ from experiments.usage import Arguments
 
 EXAMPLES = ("graft doctor", "graft doctor --json")
 PACKAGES = (
-    "graft-lm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scipy", "scikit-learn", "datasets",
-    "tokenizers", "safetensors", "huggingface-hub", "pydantic", "tyro", "matplotlib", "tensorboardX",
+    "graft-lm",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "huggingface-hub",
+    "pydantic",
+    "tyro",
+    "matplotlib",
+    "tensorboardX",
 )
 PARITY = ("torch", "transformers", "peft", "accelerate")
 NEEDED_DISK = 2 * 2**30  # a model, its compiled programs and a sweep's checkpoints
@@ -59,9 +75,17 @@ def examine() -> dict[str, Any]:
     if memory is not None and memory < NEEDED_MEMORY:
         problems.append(f"only {_size(memory)} of memory; use smaller batches (--batches.size 8) and one job at a time.")
     return {
-        "python": platform.python_version(), "platform": platform.platform(), "packages": versions, "parity": parity,
-        "devices": devices, "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_bytes": memory, "cache": str(cache), "cache_bytes": _held(cache), "free_bytes": disk, "problems": problems,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions,
+        "parity": parity,
+        "devices": devices,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_bytes": memory,
+        "cache": str(cache),
+        "cache_bytes": _held(cache),
+        "free_bytes": disk,
+        "problems": problems,
     }
 
 
@@ -75,8 +99,10 @@ def pairs(versions: Mapping[str, str | None], python: tuple[int, int]) -> list[s
         return problems
     jax, jaxlib, flax = (_numbers(str(versions[name])) for name in ("jax", "jaxlib", "flax"))
     if jax[:2] != jaxlib[:2]:
-        problems.append(f"jax {versions['jax']} and jaxlib {versions['jaxlib']} do not belong together; run: pip install "
-                        f"'jax=={versions['jax']}' 'jaxlib=={versions['jax']}'.")
+        problems.append(
+            f"jax {versions['jax']} and jaxlib {versions['jaxlib']} do not belong together; run: pip install "
+            f"'jax=={versions['jax']}' 'jaxlib=={versions['jax']}'."
+        )
     if jax >= (0, 11, 2) and flax <= (0, 12, 9):
         remedy = "pip install --upgrade 'jax>=0.12' 'flax>=0.12.12'" if python >= (3, 12) else FROZEN
         problems.append(f"flax {versions['flax']} cannot be imported with jax {versions['jax']}; run: {remedy}.")
@@ -135,9 +161,11 @@ def _show(found: Mapping[str, Any]) -> None:
         f"{name} {number or 'absent'}" for name, number in versions.items()
     )
     rows = {
-        "Python": f"{found['python']} on {found['platform']}", "packages": listed(found["packages"]),
+        "Python": f"{found['python']} on {found['platform']}",
+        "packages": listed(found["packages"]),
         "parity": listed(found["parity"]) + "  (tests and benchmarks only: make parity)",
-        "devices": ", ".join(found["devices"]) or "none", "cores": found["cores"],
+        "devices": ", ".join(found["devices"]) or "none",
+        "cores": found["cores"],
         "memory": _size(found["memory_bytes"]) if found["memory_bytes"] else "unknown",
         "cache": f"{found['cache']} holds {_size(found['cache_bytes'])}, {_size(found['free_bytes'])} free",
     }

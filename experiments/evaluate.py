@@ -1,6 +1,6 @@
 """`graft evaluate`: the metrics of a finished run, with intervals over the examples.
 
-    runs/x --Trained--> predictions on its test or dev split, or on a file --bootstrap--> metric, value, 95 % interval
+runs/x --Trained--> predictions on its test or dev split, or on a file --bootstrap--> metric, value, 95 % interval
 """
 
 from __future__ import annotations

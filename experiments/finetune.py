@@ -1,6 +1,6 @@
 """`graft finetune`: one run, from the command line to its directory.
 
-    CONFIG.yaml, --task trec, --tuning.rank 4 --> Run --research.running.finetune--> runs/<id>/ --> a small table
+CONFIG.yaml, --task trec, --tuning.rank 4 --> Run --research.running.finetune--> runs/<id>/ --> a small table
 """
 
 from __future__ import annotations
@@ -93,4 +93,4 @@ def show(result: Mapping[str, Any], directory: Path) -> None:
         table.add_row(column.heading, column.text(result.get(name)))
     console = Console(highlight=False)
     console.print(table)
-    console.print(f"The run is in {directory}. Use it:  graft predict {directory} --text \"...\"", soft_wrap=True)
+    console.print(f'The run is in {directory}. Use it:  graft predict {directory} --text "..."', soft_wrap=True)

@@ -1,8 +1,8 @@
 """What a person sees while a sweep works: a line for each run under way, a bar for all of it, a line for each that ended.
 
-    done    full-seed0      accuracy 95.2 %   31 s
-    lora-seed0       step 120   loss 0.412   dev accuracy 0.8520      0:00:14
-    all runs         ━━━━━━━━━━╸━━━━━━━━━━━━   4/10                   left 0:02:10
+done    full-seed0      accuracy 95.2 %   31 s
+lora-seed0       step 120   loss 0.412   dev accuracy 0.8520      0:00:14
+all runs         ━━━━━━━━━━╸━━━━━━━━━━━━   4/10                   left 0:02:10
 """
 
 from __future__ import annotations

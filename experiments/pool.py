@@ -116,7 +116,11 @@ def _start(cell: Cell, directory: Path, environment: dict[str, str]) -> Working:
     write_json(directory / "cell.json", about)
     with (directory / "output.txt").open("ab") as output:
         process = subprocess.Popen(
-            [*WORKER, str(directory)], stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=environment,
+            [*WORKER, str(directory)],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
             start_new_session=True,  # a Ctrl-C reaches us alone, and we stop it
         )
     return Working(cell, directory, process, time.monotonic())

@@ -1,6 +1,6 @@
 """`graft predict`: a finished run at work on texts.
 
-    --text, --file or standard input --Trained.classify--> label and probability: a table on a terminal, JSON lines elsewhere
+--text, --file or standard input --Trained.classify--> label and probability: a table on a terminal, JSON lines elsewhere
 """
 
 from __future__ import annotations

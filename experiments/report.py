@@ -1,6 +1,6 @@
 """`graft report`: the table and the page of finished runs, made again from what they left on disk.
 
-    runs/demo/plan.json, runs/demo/*/ --research.reports.write--> table.{csv,md,tex}, report.html --> the table on the terminal
+runs/demo/plan.json, runs/demo/*/ --research.reports.write--> table.{csv,md,tex}, report.html --> the table on the terminal
 """
 
 from __future__ import annotations
@@ -45,8 +45,15 @@ class Settings:
     def of(cls, planned: Plan) -> Settings:
         """The report of a sweep."""
         sweep = planned.sweep
-        return cls(planned.title, sweep.question, planned.rows, sweep.report.baseline, planned.metrics,
-                   tuple(cell.directory for cell in planned.cells), sweep.samples)
+        return cls(
+            planned.title,
+            sweep.question,
+            planned.rows,
+            sweep.report.baseline,
+            planned.metrics,
+            tuple(cell.directory for cell in planned.cells),
+            sweep.samples,
+        )
 
     @property
     def plain(self) -> dict[str, Any]:
@@ -68,8 +75,10 @@ def main(args: Sequence[str]) -> int:
     settings = stored(roots[0]) if len(roots) == 1 else None
     records = _records(settings, roots)
     given = {
-        "rows": tuple(asked.rows) if asked.rows else None, "title": asked.title,
-        "metrics": tuple(asked.metrics) if asked.metrics else None, "baseline": _baseline(asked.baseline),
+        "rows": tuple(asked.rows) if asked.rows else None,
+        "title": asked.title,
+        "metrics": tuple(asked.metrics) if asked.metrics else None,
+        "baseline": _baseline(asked.baseline),
     }
     base = settings or Settings(roots[0].name, "", ("tuning",), None, _metrics(records))
     chosen = Settings(**{**base.__dict__, **{key: value for key, value in given.items() if value is not None}})
@@ -105,8 +114,12 @@ def print_report(settings: Settings, root: Path, records: Sequence[RunRecord] | 
     if missing:
         console.print(missing)
     for sample in _samples(settings, root, records):
-        console.print(f"  {sample['text']}  ->  {sample.get('label', sample.get('value', sample.get('labels')))}"
-                      + (f" ({sample['probability']:.0%})" if "probability" in sample else ""), soft_wrap=True, markup=False)
+        console.print(
+            f"  {sample['text']}  ->  {sample.get('label', sample.get('value', sample.get('labels')))}"
+            + (f" ({sample['probability']:.0%})" if "probability" in sample else ""),
+            soft_wrap=True,
+            markup=False,
+        )
     console.print(f"\nThe report: {root / 'report.html'}   (also table.csv, table.md and table.tex there)", soft_wrap=True)
 
 

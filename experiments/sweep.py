@@ -34,8 +34,11 @@ EXAMPLES = (
 def main(args: Sequence[str]) -> int:
     """Entry of the command."""
     parser = Arguments(
-        "sweep", "Train every cell of a grid, each once, and make the table that compares them. Any dotted flag of `graft "
-        "finetune` applies to every cell.", EXAMPLES)
+        "sweep",
+        "Train every cell of a grid, each once, and make the table that compares them. Any dotted flag of `graft "
+        "finetune` applies to every cell.",
+        EXAMPLES,
+    )
     parser.add_argument("sweep", nargs="?", metavar="SWEEP.yaml", help="a sweep: a file, a folder with a sweep.yaml, or a name")
     parser.add_argument("--directory", metavar="DIR", help="where the runs are kept (default: runs/<name of the sweep>)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs side by side (default: 1)")

@@ -1,6 +1,6 @@
 """Arguments and help of the commands: argparse for a command's own options, tyro's rendering for those of a config.
 
-    Run (task trec, tuning lora) --its classes--> a concrete pydantic class --tyro--> help that shows exactly LoRA's options
+Run (task trec, tuning lora) --its classes--> a concrete pydantic class --tyro--> help that shows exactly LoRA's options
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ class Arguments(argparse.ArgumentParser):
     def __init__(self, command: str, description: str, examples: Sequence[str]):
         shown = "examples:\n" + "\n".join(f"  {example}" for example in examples)
         super().__init__(
-            f"graft {command}", description=description, epilog=shown, allow_abbrev=False,
+            f"graft {command}",
+            description=description,
+            epilog=shown,
+            allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 

@@ -1,8 +1,8 @@
 """Graft: fine-tuning strategies and decoding strategies for Transformers in JAX, compared.
 
-    model, params, tokenizer = research.load("hf:sentence-transformers/all-MiniLM-L6-v2")
-    output = model.apply(params, research.Batch.of([[101, 7592, 102]]))        # .hidden [B,T,D], .logits
-    result = research.finetune(model="minilm", task="trec", tuning="lora")     # a run, as `graft finetune` makes it
+model, params, tokenizer = research.load("hf:sentence-transformers/all-MiniLM-L6-v2")
+output = model.apply(params, research.Batch.of([[101, 7592, 102]]))        # .hidden [B,T,D], .logits
+result = research.finetune(model="minilm", task="trec", tuning="lora")     # a run, as `graft finetune` makes it
 """
 
 from __future__ import annotations

@@ -10,7 +10,9 @@ from research.config import Config
 from research.fragments import Draft
 
 
-def finetune(run: Config | None = None, *, directory: str | Path | None = None, progress: bool = True, **values: Any) -> dict[str, Any]:
+def finetune(
+    run: Config | None = None, *, directory: str | Path | None = None, progress: bool = True, **values: Any
+) -> dict[str, Any]:
     """Train a run, or go on with it, and return its result (the content of `result.json`).
 
         research.finetune(model="minilm", task="trec", tuning="lora", training={"epochs": 2}, seed=1)
@@ -20,8 +22,8 @@ def finetune(run: Config | None = None, *, directory: str | Path | None = None, 
         run: a whole `research.run.Run`, instead of values.
         directory: where the run is kept; `runs/<id>` by default. A finished run there is returned at once.
         progress: whether to show it.
-        values: the fields of a Run: `model`, `task`, `tuning`, `optimizer`, `batches` as a name in configs/, a YAML file, or a mapping
-            (with `base`: a name that it differs from); `training`, `policy`, `select`, `seed` as they are.
+        values: the fields of a Run: `model`, `task`, `tuning`, `optimizer`, `batches` as a name in configs/, a YAML file, or a
+            mapping (with `base`: a name that it differs from); `training`, `policy`, `select`, `seed` as they are.
 
     Raises:
         InputError: one sentence that names the key, file or line that is wrong.
@@ -35,7 +37,7 @@ def finetune(run: Config | None = None, *, directory: str | Path | None = None, 
 
 
 def predict(directory: str | Path, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """What a finished run says of new texts: a row for each, with `prediction` and `probabilities` (in the order of its labels)."""
+    """What a finished run says of new texts: a row for each, `prediction` and `probabilities` in the order of its labels."""
     from research.trained import Trained
 
     return Trained.load(directory).classify(texts, pairs)

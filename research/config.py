@@ -44,8 +44,11 @@ def variant(room: str, base: type, kind: str) -> type:
         if error.name and not (name == error.name or name.startswith(error.name + ".")):
             raise  # the variant exists but one of its own imports does not
         raise InputError(f"unknown kind {kind!r} of {base.__name__.lower()}.{nearest(kind, variants(room))}") from None
-    found = [c for n, c in vars(module).items()
-             if isinstance(c, type) and issubclass(c, base) and c.__module__ == module.__name__ and not n.startswith("_")]
+    found = [
+        c
+        for n, c in vars(module).items()
+        if isinstance(c, type) and issubclass(c, base) and c.__module__ == module.__name__ and not n.startswith("_")
+    ]
     if len(found) != 1:
         raise InputError(f"{name} must define exactly one subclass of {base.__name__}, found {len(found)}.")
     return found[0]
@@ -55,9 +58,7 @@ ConfigType = TypeVar("ConfigType", bound=Config)
 Path = tuple[str | int, ...]
 
 
-def validated(
-    cls: type[ConfigType], values: Any, where: str = "", origins: Mapping[Path, str] | None = None
-) -> ConfigType:
+def validated(cls: type[ConfigType], values: Any, where: str = "", origins: Mapping[Path, str] | None = None) -> ConfigType:
     """`values` as a config of `cls`, with what is wrong said in one sentence.
 
     Args:

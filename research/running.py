@@ -43,8 +43,8 @@ def finetune(
 ) -> dict[str, Any]:
     """Train a run in its directory, or go on with it, and return its result (the content of `result.json`).
 
-    The directory holds `config.json`, `log.txt`, `metrics.jsonl`, `tensorboard/`, `checkpoints/{best,last}`, `predictions.jsonl` and, when
-    all is done, `result.json`. A finished run returns at once.
+    The directory holds `config.json`, `log.txt`, `metrics.jsonl`, `tensorboard/`, `checkpoints/{best,last}`,
+    `predictions.jsonl` and, when all is done, `result.json`. A finished run returns at once.
 
     Args:
         extra: more entries for the result (a sweep's `name` and `choices`).
@@ -77,7 +77,11 @@ def finetune(
 
 
 def _fit(
-    setting: Setting, prepared: Mapping[str, Any], loaders: Mapping[str, Loader], directory: Path, progress: Progress,
+    setting: Setting,
+    prepared: Mapping[str, Any],
+    loaders: Mapping[str, Loader],
+    directory: Path,
+    progress: Progress,
     stop_after: int | None,
 ) -> Fitted:
     run, (dev, _) = setting.run, prepared["dev"]
@@ -87,15 +91,28 @@ def _fit(
 
     settings = run.model_dump(mode="json")
     return fit(
-        setting.tuned, run.task.objective, run.optimizer, run.training, loaders["train"],
-        evaluate if dev else None, directory=directory, progress=progress, seed=run.seed, metric=run.task.metric,
+        setting.tuned,
+        run.task.objective,
+        run.optimizer,
+        run.training,
+        loaders["train"],
+        evaluate if dev else None,
+        directory=directory,
+        progress=progress,
+        seed=run.seed,
+        metric=run.task.metric,
         tracker=lambda after: open_tracker(directory, run.tracking, after=after, settings=settings),
-        better=direction(run.task.metric), stop_after=stop_after,
+        better=direction(run.task.metric),
+        stop_after=stop_after,
     )
 
 
 def _finish(
-    setting: Setting, prepared: Mapping[str, Any], loaders: Mapping[str, Loader], directory: Path, fitted: Fitted,
+    setting: Setting,
+    prepared: Mapping[str, Any],
+    loaders: Mapping[str, Loader],
+    directory: Path,
+    fitted: Fitted,
     extra: dict[str, Any],
 ) -> dict[str, Any]:
     run, tuned, book = setting.run, setting.tuned, fitted.book

@@ -1,6 +1,6 @@
 """A run made ready: data, tokenizer, base model and strategy, as its config names them, read and checked together.
 
-    Run --data, tokenizer--> prepared examples --Loader--> batches      Run --base model, strategy--> Tuned
+Run --data, tokenizer--> prepared examples --Loader--> batches      Run --base model, strategy--> Tuned
 """
 
 from __future__ import annotations

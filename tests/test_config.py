@@ -44,7 +44,7 @@ def test_a_run_survives_json():
 def test_every_shipped_run_builds():
     for name in names("experiments"):
         path = find("experiments", name, "test")
-        Draft.of(read_yaml(path), name, path.parent).validated()
+        assert Draft.of(read_yaml(path), name, path.parent).validated().id
 
 
 # ---- names, layers ----------------------------------------------------------------------------------------------------
@@ -84,14 +84,35 @@ def test_a_copy_of_a_draft_is_its_own():
 
 
 # ---- YAML -------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("text", "value"), [
-    ("5e-5", 5e-5), ("1e-3", 1e-3), ("-1.5E+2", -150.0), (".5", 0.5), ("3", 3), ("-4", -4), ("007", "007"), ("1_000", 1000),
-    ("no", "no"), ("on", "on"), ("off", "off"), ("y", "y"),
-    ("true", True), ("False", False), ("null", None), ("~", None), ("", None),
-    ("12:30", "12:30"), ("2020-01-01", "2020-01-01"), ("1e", "1e"), ("e5", "e5"),
-    (".inf", float("inf")), ("[1e-4, no]", [1e-4, "no"]),
-    ("{a: {b: 1}}", {"a": {"b": 1}}),
-])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("5e-5", 5e-5),
+        ("1e-3", 1e-3),
+        ("-1.5E+2", -150.0),
+        (".5", 0.5),
+        ("3", 3),
+        ("-4", -4),
+        ("007", "007"),
+        ("1_000", 1000),
+        ("no", "no"),
+        ("on", "on"),
+        ("off", "off"),
+        ("y", "y"),
+        ("true", True),
+        ("False", False),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("12:30", "12:30"),
+        ("2020-01-01", "2020-01-01"),
+        ("1e", "1e"),
+        ("e5", "e5"),
+        (".inf", float("inf")),
+        ("[1e-4, no]", [1e-4, "no"]),
+        ("{a: {b: 1}}", {"a": {"b": 1}}),
+    ],
+)
 def test_yaml_scalars(text, value):
     found = parse_yaml(text, "x")
     assert (found, type(found)) == (value, type(value))
@@ -102,12 +123,15 @@ def test_yaml_reads_what_pyyaml_writes():
     assert parse_yaml(yaml.safe_dump(values), "x") == values
 
 
-@pytest.mark.parametrize(("text", "sentence"), [
-    ("a: 1\nb: [1,\n", "f.yaml, line 3: expected the node content, but found '<stream end>'."),
-    ("a:\n  b: 1\n  b: 2\n", "f.yaml, line 3: the key 'b' stands twice."),
-    ("a: 1\n b: 2\n", "f.yaml, line 2: mapping values are not allowed here."),
-    ("- 1\n", "f.yaml must hold a mapping of keys to values, not [1]."),
-])
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("a: 1\nb: [1,\n", "f.yaml, line 3: expected the node content, but found '<stream end>'."),
+        ("a:\n  b: 1\n  b: 2\n", "f.yaml, line 3: the key 'b' stands twice."),
+        ("a: 1\n b: 2\n", "f.yaml, line 2: mapping values are not allowed here."),
+        ("- 1\n", "f.yaml must hold a mapping of keys to values, not [1]."),
+    ],
+)
 def test_bad_yaml_names_file_and_line(text, sentence):
     with pytest.raises(InputError) as caught:
         Draft.of(parse_yaml(text, "f.yaml"), "f.yaml")
@@ -115,24 +139,33 @@ def test_bad_yaml_names_file_and_line(text, sentence):
 
 
 # ---- one sentence for each mistake --------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("values", "sentence"), [
-    ({"tuning": "lroa"}, "here.yaml: there is no 'lroa' in configs/tuning. Did you mean 'lora'?"),
-    ({"tuning": {"base": "lora", "rnak": 4}}, "here.yaml: there is no key tuning.rnak. Did you mean 'rank'?"),
-    ({"tuning": {"base": "lora", "rank": "four"}}, "here.yaml: tuning.rank should be a valid integer, not 'four'."),
-    ({"tuning": {"base": "lora", "rank": 0}}, "here.yaml: tuning.rank should be greater than 0, not 0."),
-    ({"tuning": {"kind": "lroa"}}, "here.yaml: tuning: unknown kind 'lroa' of strategy. Did you mean 'lora'?"),
-    ({"tuning": 3}, "here.yaml: tuning must be a name, a file or a mapping, not 3."),
-    ({"tuning": "no_such.yaml"}, "here.yaml: there is no file no_such.yaml."),
-    ({"trainning": {"epochs": 1}}, "here.yaml: there is no key trainning. Did you mean 'training'?"),
-    ({"training": {"accumulate": "some"}}, "here.yaml: training.accumulate should be a valid integer or 'auto', not 'some'."),
-    ({"task.data.hold_out.devv": 3}, "here.yaml: there is no key task.data.hold_out.devv. Did you mean 'dev'?"),
-    ({"optimizer": {"base": "lion", "epsilon": 1}}, "here.yaml: optimizer: optimizer lion has no option 'epsilon'. "
-     "Known: betas, clip, groups, kind, learning_rate, schedule, weight_decay."),
-    ({"optimizer": {"kind": "adamw"}}, "here.yaml: optimizer.learning_rate is missing."),
-    ({"optimizer.groups": [{"patern": "x"}]}, "here.yaml: optimizer.groups.0.pattern is missing."),
-    ({"seed": 3, "seed.x": 1}, "here.yaml: there is no seed.x, since seed is 3 and no mapping."),
-    ({"task": {"base": "trec", "data": {"labels": ["A", "A"]}}}, "here.yaml: task.data: labels names a class twice."),
-])
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"tuning": "lroa"}, "here.yaml: there is no 'lroa' in configs/tuning. Did you mean 'lora'?"),
+        ({"tuning": {"base": "lora", "rnak": 4}}, "here.yaml: there is no key tuning.rnak. Did you mean 'rank'?"),
+        ({"tuning": {"base": "lora", "rank": "four"}}, "here.yaml: tuning.rank should be a valid integer, not 'four'."),
+        ({"tuning": {"base": "lora", "rank": 0}}, "here.yaml: tuning.rank should be greater than 0, not 0."),
+        ({"tuning": {"kind": "lroa"}}, "here.yaml: tuning: unknown kind 'lroa' of strategy. Did you mean 'lora'?"),
+        ({"tuning": 3}, "here.yaml: tuning must be a name, a file or a mapping, not 3."),
+        ({"tuning": "no_such.yaml"}, "here.yaml: there is no file no_such.yaml."),
+        ({"trainning": {"epochs": 1}}, "here.yaml: there is no key trainning. Did you mean 'training'?"),
+        (
+            {"training": {"accumulate": "some"}},
+            "here.yaml: training.accumulate should be a valid integer or 'auto', not 'some'.",
+        ),
+        ({"task.data.hold_out.devv": 3}, "here.yaml: there is no key task.data.hold_out.devv. Did you mean 'dev'?"),
+        (
+            {"optimizer": {"base": "lion", "epsilon": 1}},
+            "here.yaml: optimizer: optimizer lion has no option 'epsilon'. "
+            "Known: betas, clip, groups, kind, learning_rate, schedule, weight_decay.",
+        ),
+        ({"optimizer": {"kind": "adamw"}}, "here.yaml: optimizer.learning_rate is missing."),
+        ({"optimizer.groups": [{"patern": "x"}]}, "here.yaml: optimizer.groups.0.pattern is missing."),
+        ({"seed": 3, "seed.x": 1}, "here.yaml: there is no seed.x, since seed is 3 and no mapping."),
+        ({"task": {"base": "trec", "data": {"labels": ["A", "A"]}}}, "here.yaml: task.data: labels names a class twice."),
+    ],
+)
 def test_mistakes_are_told_exactly(values, sentence):
     assert refused(**values) == sentence
 

@@ -99,8 +99,17 @@ def test_without_dev_the_last_is_best(toy, tmp_path):
 
 
 def test_select_reads_dev_alone_and_shares_trials(toy, tmp_path, looked_at):
-    runs = [toy_run(toy, tuning="head", task=task(toy, metric="loss"), seed=seed, training={"epochs": 1},
-                    select={"optimizer.learning_rate": (1e-9, 1e-2)}) for seed in (4, 5)]
+    runs = [
+        toy_run(
+            toy,
+            tuning="head",
+            task=task(toy, metric="loss"),
+            seed=seed,
+            training={"epochs": 1},
+            select={"optimizer.learning_rate": (1e-9, 1e-2)},
+        )
+        for seed in (4, 5)
+    ]
     first = quiet(runs[0], tmp_path / "first")
     assert looked_at == [DEV, DEV, DEV, TEST]
     quiet(runs[1], tmp_path / "second")
@@ -153,8 +162,9 @@ def bad(toy, tmp_path, what):
     if what == "label":
         rows[40] = (rows[40][0], "animl")
         write_csv(tmp_path / "bad.csv", rows)
-        return task(toy, data={"train": str(tmp_path / "bad.csv"), "labels": ["animal", "city", "metal"]}), \
-            r"bad\.csv, line 42: unknown label 'animl'\. Did you mean 'animal'\?"
+        return task(
+            toy, data={"train": str(tmp_path / "bad.csv"), "labels": ["animal", "city", "metal"]}
+        ), r"bad\.csv, line 42: unknown label 'animl'\. Did you mean 'animal'\?"
     if what == "empty":
         write_csv(tmp_path / "bad.csv", [])
         return task(toy, data={"train": str(tmp_path / "bad.csv")}), r"bad\.csv holds no example"
@@ -165,7 +175,7 @@ def bad(toy, tmp_path, what):
         return task(toy, max_length=6, overflow="refuse"), r"has \d+ tokens, more than max_length 6"
     if what == "metric":
         return task(toy, metric="acuracy"), r"task\.metric is 'acuracy'.*Did you mean 'accuracy'"
-    return task(toy, max_length=99), "task.max_length is 99, but the model has learned 24 positions"
+    return task(toy, max_length=99), "task.max_length is 99, but there are learned positions for 24 tokens"
 
 
 @pytest.mark.parametrize("what", ["label", "empty", "dev", "long", "metric", "positions"])
@@ -176,11 +186,14 @@ def test_bad_tasks_leave_nothing(toy, tmp_path, what):
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"optimizer": {"kind": "sgd", "learning_rate": 1, "groups": [{"pattern": "no/such"}]}}, "no/such"),
-    ({"tuning": {"kind": "lora", "targets": ["no/such"]}}, "no/such"),
-    ({"batches": {"kind": "packed", "size": 16, "row_length": 8}}, "row_length allows 8"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": {"kind": "sgd", "learning_rate": 1, "groups": [{"pattern": "no/such"}]}}, "no/such"),
+        ({"tuning": {"kind": "lora", "targets": ["no/such"]}}, "no/such"),
+        ({"batches": {"kind": "packed", "size": 16, "row_length": 8}}, "row_length allows 8"),
+    ],
+)
 def test_bad_options_leave_nothing(toy, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         quiet(toy_run(toy, **changes), tmp_path / "bad")
@@ -215,7 +228,7 @@ def test_directory_of_another_config_or_data(toy, tmp_path):
     with pytest.raises(InputError, match="run holds a run of another config"):
         quiet(run.changed({"seed": 1}), tmp_path / "run")
     write_csv(own / "toy.csv", sentences(seed=1))
-    with pytest.raises(InputError, match="run was trained on other data"):
+    with pytest.raises(InputError, match="holds a run on other data"):
         quiet(run, tmp_path / "run")
     (tmp_path / "run/config.json").write_text("{}")
     with pytest.raises(InputError, match=r"config\.json is no config of this version"):

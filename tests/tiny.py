@@ -24,8 +24,18 @@ VOCABULARY, CLASSES, POSITIONS = 40, 3, 24
 _HEAD = {"heads": 4, "kv_heads": 4, "head_width": 6, "mlp_width": 40}
 _LAYERS: dict[str, Layer] = {
     "bert": Layer(**_HEAD),
-    "llama": Layer(**_HEAD | {"kv_heads": 2}, causal=True, rotary=Rotary(), attention_bias=False, norm="rmsnorm",
-                   norm_first=True, epsilon=1e-5, activation="silu", gated=True, mlp_bias=False),
+    "llama": Layer(
+        **_HEAD | {"kv_heads": 2},
+        causal=True,
+        rotary=Rotary(),
+        attention_bias=False,
+        norm="rmsnorm",
+        norm_first=True,
+        epsilon=1e-5,
+        activation="silu",
+        gated=True,
+        mlp_bias=False,
+    ),
     "bart": Layer(**_HEAD, epsilon=1e-5),
 }
 
@@ -38,17 +48,27 @@ def tiny_config(family: str, layers: int = 3, **overrides: Any) -> ModelConfig:
     learned = {"positions": POSITIONS, "embedding_norm": True}
     shared = {"family": family, "width": 24, "vocabulary": VOCABULARY, "initializer_range": 0.2}
     if family == "bert":
-        shared |= {"encoder": Stack(runs=(Run(kinds=(kind,), repeats=layers),), types=2, **learned), "pooler": True,
-                   "head": Head(form="classification", outputs=CLASSES)}
+        shared |= {
+            "encoder": Stack(runs=(Run(kinds=(kind,), repeats=layers),), types=2, **learned),
+            "pooler": True,
+            "head": Head(form="classification", outputs=CLASSES),
+        }
     elif family == "llama":
-        shared |= {"decoder": Stack(runs=(Run(kinds=(kind,), repeats=layers),), final_norm=True),
-                   "head": Head(form="language"), "end_tokens": (2,)}
+        shared |= {
+            "decoder": Stack(runs=(Run(kinds=(kind,), repeats=layers),), final_norm=True),
+            "head": Head(form="language"),
+            "end_tokens": (2,),
+        }
     else:
         decoder = kind.model_copy(update={"causal": True, "cross": True})
         learned |= {"position_offset": 2, "embedding_scale": 24**0.5}
-        shared |= {"encoder": Stack(runs=(Run(kinds=(kind,), repeats=layers),), **learned),
-                   "decoder": Stack(runs=(Run(kinds=(decoder,), repeats=layers),), **learned),
-                   "head": Head(form="language", bias=True), "start_token": 1, "end_tokens": (2,)}
+        shared |= {
+            "encoder": Stack(runs=(Run(kinds=(kind,), repeats=layers),), **learned),
+            "decoder": Stack(runs=(Run(kinds=(decoder,), repeats=layers),), **learned),
+            "head": Head(form="language", bias=True),
+            "start_token": 1,
+            "end_tokens": (2,),
+        }
     return ModelConfig(**shared | {k: v for k, v in overrides.items() if k in ModelConfig.model_fields})
 
 

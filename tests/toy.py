@@ -1,10 +1,10 @@
 """A whole fine-tuning task in a folder, small enough to train in a second: what tests of the engine run on.
 
-    folder/  model/   a random 2-layer BERT without a head, and a WordPiece tokenizer of the task's own words
-             toy.csv  120 sentences of 1 to 12 words in three classes, each told by one word
+folder/  model/   a random 2-layer BERT without a head, and a WordPiece tokenizer of the task's own words
+         toy.csv  120 sentences of 1 to 12 words in three classes, each told by one word
 
-    run = toy_run(folder, tuning="lora")        finetune(run, directory)
-    process = start(run, directory)             the same in a process of its own, which may be killed
+run = toy_run(folder, tuning="lora")        finetune(run, directory)
+process = start(run, directory)             the same in a process of its own, which may be killed
 """
 
 from __future__ import annotations

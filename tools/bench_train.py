@@ -40,6 +40,7 @@ def learner(kind: str) -> Callable[[int], float]:
     from research.checkpoints.pretrained import read
     from research.fragments import read_yaml
     from research.models.config import Head
+    from research.models.model import Policy
     from research.objectives.objective import objective
     from research.training.optimizer import Optimizer, build
     from research.training.state import State
@@ -48,17 +49,21 @@ def learner(kind: str) -> Callable[[int], float]:
 
     source = read_yaml(Path(__file__).parents[1] / "configs/models/minilm.yaml")
     base = read(**source, head=Head(form="classification", outputs=CLASSES, dropout=0.1))
-    tuned = tune(base.model, base.variables["params"], kind, jax.random.key(0), fresh=base.report.fresh)
+    model = base.model.with_policy(Policy(scan=False))  # for a step that runs long enough to be worth compiling longer
+    tuned = tune(model, base.variables["params"], kind, jax.random.key(0), fresh=base.report.fresh)
     optimizer = Optimizer(learning_rate=LEARNING_RATE[kind], weight_decay=0.01)
-    names = tuned.strategy.learning_names(tuned.base, tuned.trainable)
-    transformation, _ = build(optimizer, 1000, tuned.trainable, names)
+    transformation, _ = build(optimizer, 1000, tuned.trainable, tuned.names)
     step = jax.jit(train_step(tuned, objective("classification"), transformation), donate_argnums=0)
     draw = np.random.default_rng(0)
-    batch = jax.device_put(Batch(
-        tokens=draw.integers(1000, 30000, (ROWS, LENGTH), dtype=np.int32), segments=np.ones((ROWS, LENGTH), np.int32),
-        targets={"label": draw.integers(0, CLASSES, (ROWS, 1), dtype=np.int32)}, weights=np.ones((ROWS, 1), np.float32),
-        ids=np.arange(ROWS, dtype=np.int32)[:, None],
-    ))
+    batch = jax.device_put(
+        Batch(
+            tokens=draw.integers(1000, 30000, (ROWS, LENGTH), dtype=np.int32),
+            segments=np.ones((ROWS, LENGTH), np.int32),
+            targets={"label": draw.integers(0, CLASSES, (ROWS, 1), dtype=np.int32)},
+            weights=np.ones((ROWS, 1), np.float32),
+            ids=np.arange(ROWS, dtype=np.int32)[:, None],
+        )
+    )
     state = State.create(tuned.trainable, tuned.state, transformation, 0)
 
     def run(count: int) -> float:
@@ -88,8 +93,11 @@ def epoch(path: Path) -> tuple[float, int]:
 
     jax.clear_caches()
     tabs = "\t" in path.open(encoding="utf-8", errors="replace").readline()
-    layout = {"format": "tsv", "header": False, "columns": ["text", "label"]} if tabs else {
-        "format": "text", "encoding": "latin-1", "pattern": r"(?P<label>[A-Z]+):(?P<fine>\w+) (?P<text>.*)"}
+    layout = (
+        {"format": "tsv", "header": False, "columns": ["text", "label"]}
+        if tabs
+        else {"format": "text", "encoding": "latin-1", "pattern": r"(?P<label>[A-Z]+):(?P<fine>\w+) (?P<text>.*)"}
+    )
     task = {"data": {"train": str(path), **layout}, "objective": {"kind": "classification"}, "max_length": 128}
     run = Draft.of({"model": "minilm", "task": task, "tuning": "full", "training": {"epochs": 1}}, "bench").validated()
     setting = Setting.of(run)
@@ -98,9 +106,20 @@ def epoch(path: Path) -> tuple[float, int]:
     loader = setting.loader(prepared, train=True)
     with tempfile.TemporaryDirectory() as folder, Progress(show=False) as progress:
         directory = Path(folder)
-        fit(setting.tuned, run.task.objective, run.optimizer, run.training, loader, None, directory=directory,
-            tracker=lambda after: open_tracker(directory, after=after), progress=progress, seed=0,
-            metric=run.task.metric, better=direction(run.task.metric))
+        fit(
+            setting.tuned,
+            run.task.objective,
+            run.optimizer,
+            run.training,
+            loader,
+            None,
+            directory=directory,
+            tracker=lambda after: open_tracker(directory, after=after),
+            progress=progress,
+            seed=0,
+            metric=run.task.metric,
+            better=direction(run.task.metric),
+        )
         return time.perf_counter() - began, len(prepared)
 
 
@@ -112,8 +131,15 @@ class Reference:
         from research.text.references import resolve
 
         source = read_yaml(Path(__file__).parents[1] / "configs/models/minilm.yaml")
-        command = [sys.executable, str(Path(__file__).parent / "torch_reference.py"), "--serve",
-                   "--model", str(resolve(source["reference"], sha256=source["sha256"])), "--lora-dropout", str(lora_dropout)]
+        command = [
+            sys.executable,
+            str(Path(__file__).parent / "torch_reference.py"),
+            "--serve",
+            "--model",
+            str(resolve(source["reference"], sha256=source["sha256"])),
+            "--lora-dropout",
+            str(lora_dropout),
+        ]
         command += ["--data", str(data)] if data else []
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._answer()
@@ -154,7 +180,9 @@ def reference(data: Path | None) -> Iterator[Reference | None]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a classification file (text<TAB>label, or TREC's LABEL:fine text) for the epoch")
+    parser.add_argument(
+        "--data", type=Path, help="a classification file (text<TAB>label, or TREC's LABEL:fine text) for the epoch"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="turns of five steps each")
     parser.add_argument("--epochs", type=int, default=1, help="turns of an epoch each")
     args = parser.parse_args()

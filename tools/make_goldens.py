@@ -1,11 +1,11 @@
 """Writes tests/goldens/<family>.npz: what Transformers computes for a tiny random model, frozen so that tests need no PyTorch.
 
-    python tools/make_goldens.py        needs the parity extra
+python tools/make_goldens.py        needs the parity extra
 
-    config          config.json as text
-    weights/NAME    float16 values that float32 holds exactly
-    inputs/NAME     tokens, mask, [types], [source, source_mask], labels
-    hidden, logits, loss, gradients/NAME     of the mean cross-entropy over real tokens (or rows); some tensors' only
+config          config.json as text
+weights/NAME    float16 values that float32 holds exactly
+inputs/NAME     tokens, mask, [types], [source, source_mask], labels
+hidden, logits, loss, gradients/NAME     of the mean cross-entropy over real tokens (or rows); some tensors' only
 """
 
 from __future__ import annotations
@@ -16,14 +16,38 @@ from typing import Any
 import numpy as np
 
 VOCABULARY, WIDTH, POSITIONS = 37, 16, 12
-_BERT = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": 3, "num_attention_heads": 4, "num_labels": 3,
-         "intermediate_size": 24, "max_position_embeddings": POSITIONS, "initializer_range": 0.2}
+_BERT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_labels": 3,
+    "intermediate_size": 24,
+    "max_position_embeddings": POSITIONS,
+    "initializer_range": 0.2,
+}
 _LLAMA = _BERT | {"num_key_value_heads": 2, "max_position_embeddings": 64}
-_BART = {"vocab_size": VOCABULARY, "d_model": WIDTH, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4,
-         "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 20, "max_position_embeddings": POSITIONS,
-         "init_std": 0.2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
-FAMILIES = {"bert": ("BertForSequenceClassification", _BERT), "llama": ("LlamaForCausalLM", _LLAMA),
-            "bart": ("BartForConditionalGeneration", _BART)}
+_BART = {
+    "vocab_size": VOCABULARY,
+    "d_model": WIDTH,
+    "encoder_layers": 2,
+    "decoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 20,
+    "max_position_embeddings": POSITIONS,
+    "init_std": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+}
+FAMILIES = {
+    "bert": ("BertForSequenceClassification", _BERT),
+    "llama": ("LlamaForCausalLM", _LLAMA),
+    "bart": ("BartForConditionalGeneration", _BART),
+}
 
 
 def reference(family: str, seed: int = 0, **overrides: Any):
@@ -67,8 +91,12 @@ def measure(model, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
 
     given = {name: torch.tensor(array, dtype=torch.long) for name, array in inputs.items()}
     if "source" in given:
-        call = {"input_ids": given["source"], "attention_mask": given["source_mask"],
-                "decoder_input_ids": given["tokens"], "decoder_attention_mask": given["mask"]}
+        call = {
+            "input_ids": given["source"],
+            "attention_mask": given["source_mask"],
+            "decoder_input_ids": given["tokens"],
+            "decoder_attention_mask": given["mask"],
+        }
     else:
         call = {"input_ids": given["tokens"], "attention_mask": given["mask"]}
         call |= {"token_type_ids": given["types"]} if "types" in given else {}
@@ -98,7 +126,9 @@ def main() -> None:
         np.savez_compressed(
             folder / f"{family}.npz",
             config=model.config.to_json_string(use_diff=False),
-            hidden=found["hidden"], logits=found["logits"], loss=found["loss"],
+            hidden=found["hidden"],
+            logits=found["logits"],
+            loss=found["loss"],
             **{f"inputs/{name}": array for name, array in inputs.items()},
             **{f"weights/{name}": array.astype(np.float16) for name, array in weights.items()},
             **{f"gradients/{name}": found["gradients"][name] for name in kept},

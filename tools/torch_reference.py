@@ -70,7 +70,7 @@ def build_model(directory: str | Path | None, labels: int, attention: str, lora:
     from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(0)
-    options = {"num_labels": labels, "attn_implementation": attention}
+    options: dict[str, Any] = {"num_labels": labels, "attn_implementation": attention}
     if directory is None:
         model = BertForSequenceClassification(BertConfig(**SHAPE, **options))
     else:
@@ -78,8 +78,14 @@ def build_model(directory: str | Path | None, labels: int, attention: str, lora:
     if lora:
         from peft import LoraConfig, get_peft_model
 
-        config = LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=lora_dropout,
-                            target_modules=["query", "value"], modules_to_save=["classifier"])
+        config = LoraConfig(
+            task_type="SEQ_CLS",
+            r=8,
+            lora_alpha=16,
+            lora_dropout=lora_dropout,
+            target_modules=["query", "value"],
+            modules_to_save=["classifier"],
+        )
         model = get_peft_model(model, config)
     return model.train()  # from_pretrained returns it in evaluation mode, without dropout
 
@@ -112,8 +118,16 @@ class Learner:
 class Step:
     """One training step on `batch` x `length` random tokens without padding: built once, run many times."""
 
-    def __init__(self, lora: bool, attention: str, directory: str | Path | None = None, batch: int = 32, length: int = 64,
-                 labels: int = 6, lora_dropout: float = 0.0):
+    def __init__(
+        self,
+        lora: bool,
+        attention: str,
+        directory: str | Path | None = None,
+        batch: int = 32,
+        length: int = 64,
+        labels: int = 6,
+        lora_dropout: float = 0.0,
+    ):
         import torch
 
         model = build_model(directory, labels, attention, lora, lora_dropout)
@@ -150,8 +164,10 @@ def fastest_step(lora: bool, directory: str | Path | None = None, **options: Any
 def tokenise(tokenizer, texts: Sequence[str], labels: Sequence[int], max_length: int) -> list[dict[str, Any]]:
     """One `{input_ids, attention_mask, labels}` per text, truncated to `max_length` tokens, not yet padded."""
     encoded = tokenizer(list(texts), truncation=True, max_length=max_length, return_token_type_ids=False)
-    return [{"input_ids": tokens, "attention_mask": mask, "labels": label}
-            for tokens, mask, label in zip(encoded["input_ids"], encoded["attention_mask"], labels, strict=True)]
+    return [
+        {"input_ids": tokens, "attention_mask": mask, "labels": label}
+        for tokens, mask, label in zip(encoded["input_ids"], encoded["attention_mask"], labels, strict=True)
+    ]
 
 
 def grouped_batches(rows: list[dict[str, Any]], batch: int, collate: Callable) -> Iterator:
@@ -160,7 +176,7 @@ def grouped_batches(rows: list[dict[str, Any]], batch: int, collate: Callable) -
 
     order = get_length_grouped_indices([len(row["input_ids"]) for row in rows], batch)
     for first in range(0, len(order), batch):
-        yield collate([rows[i] for i in order[first:first + batch]])
+        yield collate([rows[i] for i in order[first : first + batch]])
 
 
 def loop_epoch(model, tokenizer, rows: list[dict[str, Any]], batch: int) -> float:
@@ -179,10 +195,22 @@ def trainer_epoch(model, tokenizer, rows: list[dict[str, Any]], batch: int) -> f
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            output_dir=folder, use_cpu=True, num_train_epochs=1, per_device_train_batch_size=batch,
-            learning_rate=LEARNING_RATE, optim="adamw_torch_fused", lr_scheduler_type="linear", warmup_steps=WARMUP,
-            max_grad_norm=CLIP, train_sampling_strategy="group_by_length", logging_strategy="no", save_strategy="no",
-            report_to="none", disable_tqdm=True, dataloader_pin_memory=False)
+            output_dir=folder,
+            use_cpu=True,
+            num_train_epochs=1,
+            per_device_train_batch_size=batch,
+            learning_rate=LEARNING_RATE,
+            optim="adamw_torch_fused",
+            lr_scheduler_type="linear",
+            warmup_steps=WARMUP,
+            max_grad_norm=CLIP,
+            train_sampling_strategy="group_by_length",
+            logging_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )
         trainer = Trainer(model, arguments, DataCollatorWithPadding(tokenizer), rows, processing_class=tokenizer)
         return trainer.train().training_loss
 
@@ -190,8 +218,16 @@ def trainer_epoch(model, tokenizer, rows: list[dict[str, Any]], batch: int) -> f
 METHODS = {"loop": loop_epoch, "trainer": trainer_epoch}
 
 
-def epoch(texts: Sequence[str], labels: Sequence[int], directory: str | Path, batch: int = 32, max_length: int = 128,
-          method: str = "both", attention: str = "eager", lora: bool = False) -> dict[str, Any]:
+def epoch(
+    texts: Sequence[str],
+    labels: Sequence[int],
+    directory: str | Path,
+    batch: int = 32,
+    max_length: int = 128,
+    method: str = "both",
+    attention: str = "eager",
+    lora: bool = False,
+) -> dict[str, Any]:
     """One epoch end to end, tokenisation to the last update, by the plain loop, by Trainer, or by both.
 
     Returns `seconds` (of the faster), `examples`, `method`, `seconds_by_method`, `loss` (mean of the epoch) and, not part of
@@ -212,8 +248,12 @@ def epoch(texts: Sequence[str], labels: Sequence[int], directory: str | Path, ba
         loss = METHODS[name](model, tokenizer, tokenise(tokenizer, texts, labels, max_length), batch)
         results[name] = {"seconds": time.perf_counter() - loaded, "load_seconds": loaded - began, "loss": loss}
     best = min(results, key=lambda name: results[name]["seconds"])
-    return results[best] | {"examples": len(texts), "method": best, "attention": attention,
-                            "seconds_by_method": {name: result["seconds"] for name, result in results.items()}}
+    return results[best] | {
+        "examples": len(texts),
+        "method": best,
+        "attention": attention,
+        "seconds_by_method": {name: result["seconds"] for name, result in results.items()},
+    }
 
 
 def read_classification(path: str | Path) -> tuple[list[str], list[int]]:
@@ -241,6 +281,7 @@ def read_classification(path: str | Path) -> tuple[list[str], list[int]]:
 @contextlib.contextmanager
 def others_busy() -> Iterator[dict[str, float]]:
     """A mapping that after the block holds `others_busy_cores`: cores that other processes kept busy meanwhile (Linux)."""
+
     def seconds() -> float:
         user, nice, system = (int(field) for field in Path("/proc/stat").read_text().split()[1:4])
         own = os.times()
@@ -281,8 +322,12 @@ class Reference:
         step, best = self.warm(what)
         with others_busy() as disturbance:
             times = step.times(count)
-        return {"seconds": statistics.median(times), "seconds_each": times,
-                "attention": min(best, key=best.get), "best_by_attention": best} | disturbance
+        return {
+            "seconds": statistics.median(times),
+            "seconds_each": times,
+            "attention": min(best, key=best.get),
+            "best_by_attention": best,
+        } | disturbance
 
     def epoch(self, method: str) -> dict[str, Any]:
         if not (self.directory and self.data):

@@ -1,9 +1,9 @@
 """The Batch: what a model reads. Everything a mask would say follows from `segments`.
 
-    tokens    [[CLS] how far is it [SEP] [CLS] who is she [SEP]  0   0 ]     one row, two packed examples
-    segments  [  1    1   1   1  1   1     2    2   2  2    2    0   0 ]     0 is padding
-    positions [  0    1   2   3  4   5     0    1   2  3    4    0   0 ]     each example counts from nought
-    ids       [ 17   4 ]                                                     which examples these are
+tokens    [[CLS] how far is it [SEP] [CLS] who is she [SEP]  0   0 ]     one row, two packed examples
+segments  [  1    1   1   1  1   1     2    2   2  2    2    0   0 ]     0 is padding
+positions [  0    1   2   3  4   5     0    1   2  3    4    0   0 ]     each example counts from nought
+ids       [ 17   4 ]                                                     which examples these are
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Batch:
     positions: Int[Array, "B T"] | None = None  # None: the family's own rule
     types: Int[Array, "B T"] | None = None  # token types (which sentence of a pair)
     targets: Any = None  # what the objective defines, for example {"label": [B, S]}
-    weights: Float[Array, B *_] | None = None  # loss weights; 0 for the places of examples that are not there
+    weights: Float[Array, "B ..."] | None = None  # loss weights; 0 for the places of examples that are not there
     ids: Int[Array, "B S"] | None = None  # global example index, -1 where no example is
     adapters: Int[Array, "B S"] | None = None  # which resident adapter serves which example
     extras: dict[str, Any] = field(default_factory=dict)  # teacher logits, perturbations, ...

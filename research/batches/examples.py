@@ -1,7 +1,7 @@
 """A data set in flat arrays, so that a batch is two gathers however many examples it holds.
 
-    {"tokens": [5, 6, 7], "targets": {"label": 2}}       tokens   [5 6 7 8 9]      offsets  [0 3 5]
-    {"tokens": [8, 9],    "targets": {"label": 0}}  -->  targets  {"label": [2 0]}
+{"tokens": [5, 6, 7], "targets": {"label": 2}}       tokens   [5 6 7 8 9]      offsets  [0 3 5]
+{"tokens": [8, 9],    "targets": {"label": 0}}  -->  targets  {"label": [2 0]}
 """
 
 from __future__ import annotations
@@ -70,8 +70,10 @@ class Examples:
             rows = [np.asarray(row) for row in rows]
             for index, row in enumerate(rows):
                 if row.shape != rows[0].shape:
-                    raise InputError(f"target {name!r} has shape {row.shape} in example {index} and {rows[0].shape} in "
-                                     f"example 0; if it has a value for each token, name it in per_token.")
+                    raise InputError(
+                        f"target {name!r} has shape {row.shape} in example {index} and {rows[0].shape} in "
+                        f"example 0; if it has a value for each token, name it in per_token."
+                    )
             return _on_device(np.stack(rows), name)
 
         columns = {name: [example["targets"][name] for example in examples] for name in names}

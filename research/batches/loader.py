@@ -59,9 +59,19 @@ class Loader:
         InputError: bad examples (the message names one), or no batch at all.
     """
 
-    def __init__(self, examples: Sequence[Mapping[str, Any]], batching: Batching, *, seed: int = 0, shuffle: bool = True,
-                 shard: tuple[int, int] = (0, 1), row_multiple: int = 1, pad: int = 0, drop_last: bool = False,
-                 per_token: Collection[str] = frozenset()):
+    def __init__(
+        self,
+        examples: Sequence[Mapping[str, Any]],
+        batching: Batching,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        shard: tuple[int, int] = (0, 1),
+        row_multiple: int = 1,
+        pad: int = 0,
+        drop_last: bool = False,
+        per_token: Collection[str] = frozenset(),
+    ):
         if not 0 <= shard[0] < shard[1]:
             raise InputError(f"shard must be (k, n) with 0 <= k < n, got {shard}.")
         self.examples = Examples.of(examples, per_token)
@@ -90,8 +100,9 @@ class Loader:
         """The first epoch."""
         return self.iterate()
 
-    def iterate(self, start: int = 0, stop: int | None = None, *, workers: int = 0, threads: int = 2,
-                ahead: int = 8) -> Iterator[Batch]:
+    def iterate(
+        self, start: int = 0, stop: int | None = None, *, workers: int = 0, threads: int = 2, ahead: int = 8
+    ) -> Iterator[Batch]:
         """Batches start, start + 1, ..., stop - 1, made in the background; the same as `self[i]` for those i.
 
         Args:
@@ -125,9 +136,12 @@ class Loader:
         """What an epoch costs, over all hosts."""
         first = epoch * len(self)
         laid = [self._layout(i) for i in range(first, first + len(self))]
-        return Usage(len(laid), len({layout.shape for _, layout in laid}),
-                     int(sum(self.lengths[ids].sum() for ids, _ in laid)),
-                     sum(layout.shape.rows * layout.shape.length for _, layout in laid))
+        return Usage(
+            len(laid),
+            len({layout.shape for _, layout in laid}),
+            int(sum(self.lengths[ids].sum() for ids, _ in laid)),
+            sum(layout.shape.rows * layout.shape.length for _, layout in laid),
+        )
 
     def _layout(self, i: int) -> tuple[Int[np.ndarray, " n"], Layout]:
         """The examples of global batch i and where they stand."""
@@ -154,8 +168,9 @@ def _block(layout: Layout, k: int, n: int) -> tuple[np.ndarray, Layout]:
     """Which examples stand in the k-th of n blocks of rows, and where in it."""
     height = layout.shape.rows // n
     mine = layout.rows // height == k
-    return mine, Layout(layout.shape._replace(rows=height), layout.rows[mine] - k * height, layout.starts[mine],
-                        layout.slots[mine])
+    return mine, Layout(
+        layout.shape._replace(rows=height), layout.rows[mine] - k * height, layout.starts[mine], layout.slots[mine]
+    )
 
 
 def _prefetched(loader: Loader, start: int, stop: int, workers: int, threads: int, ahead: int) -> Iterator[Batch]:
@@ -165,8 +180,11 @@ def _prefetched(loader: Loader, start: int, stop: int, workers: int, threads: in
         # Pickled for the way between processes: grain's shared memory is slower for arrays this small, and leaks at exit.
         return pickle.dumps(loader[i]) if workers else loader[i]
 
-    stream = grain.MapDataset.range(start, stop).map(made).to_iter_dataset(
-        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
+    stream = (
+        grain.MapDataset.range(start, stop)
+        .map(made)
+        .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead))
+    )
     if workers:
         from absl import flags
 

@@ -127,5 +127,6 @@ def refuse_longer(lengths: Int[np.ndarray, " N"], limit: int, key: str) -> None:
     """Raises InputError, naming the longest example, if it is longer than `limit`, which `key` of the config sets."""
     longest = int(np.argmax(lengths))
     if lengths[longest] > limit:
-        raise InputError(f"example {longest} has {lengths[longest]} tokens, but {key} allows {limit}: "
-                         f"raise {key} or truncate the text.")
+        raise InputError(
+            f"example {longest} has {lengths[longest]} tokens, but {key} allows {limit}: raise {key} or truncate the text."
+        )

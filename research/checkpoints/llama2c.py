@@ -62,10 +62,18 @@ def open_weights(path: Path) -> Weights:
         return _halves(tensors[name], head_width) if "q_proj" in name or "k_proj" in name else tensors[name]
 
     config = {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": vocabulary, "hidden_size": width,
-        "intermediate_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
-        "num_key_value_heads": size["kv_heads"], "max_position_embeddings": size["length"], "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": tied, "eos_token_id": [1, 2],  # its texts are separated by the token that begins one
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": size["kv_heads"],
+        "max_position_embeddings": size["length"],
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": tied,
+        "eos_token_id": [1, 2],  # its texts are separated by the token that begins one
     }
     return Weights(config, path, dict.fromkeys(tensors, path), read)
 

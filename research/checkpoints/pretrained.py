@@ -130,8 +130,15 @@ def read(
         if leaf not in params:
             params[leaf] = jnp.asarray(_leaf(kind, weights, found, layout.logical(config, leaf), shape.shape))
     params = trees.unflatten({leaf: params[leaf] for leaf in shapes})
-    report = Report(str(reference), config.family, trees.count(params), len(expected - fresh), dropped,
-                    tuple(name for leaf in shapes for name in layout.logical(config, leaf) if name in fresh), fields.unread)
+    report = Report(
+        str(reference),
+        config.family,
+        trees.count(params),
+        len(expected - fresh),
+        dropped,
+        tuple(name for leaf in shapes for name in layout.logical(config, leaf) if name in fresh),
+        fields.unread,
+    )
     return Pretrained(model, {"params": params, "tuning": {}}, _tokenizer(path, config), report)
 
 
@@ -141,8 +148,10 @@ def _chosen_head(kind: Family, fields: Fields, stated: ModelConfig, head: Any) -
         written_by = named_architecture(fields)
         if written_by is not None and written_by not in kind.architectures:
             known = ", ".join(kind.architectures)
-            raise InputError(f"{fields.path}: the head of {written_by} is not read (only {known}); load it with head=None or "
-                             "with a new head.")
+            raise InputError(
+                f"{fields.path}: the head of {written_by} is not read (only {known}); load it with head=None or "
+                "with a new head."
+            )
         return stated, False
     if head is not None and stated.head is not None:
         same = head.model_copy(update={"dropout": stated.head.dropout}) == stated.head  # dropout has no tensors
@@ -151,8 +160,9 @@ def _chosen_head(kind: Family, fields: Fields, stated: ModelConfig, head: Any) -
     return kind.with_head(stated, head), not same
 
 
-def _left_over(kind: Family, weights: Weights, found: Mapping[str, str], used: set[str], in_file: set[str],
-               drop_head: bool) -> tuple[str, ...]:
+def _left_over(
+    kind: Family, weights: Weights, found: Mapping[str, str], used: set[str], in_file: set[str], drop_head: bool
+) -> tuple[str, ...]:
     """The tensors of a head that is not wanted. Any others that nobody uses are refused, but for repeats and constants.
 
     `used`: names the model reads; `in_file`: those that the file's own config has, its head's included.

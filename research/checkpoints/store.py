@@ -1,6 +1,6 @@
 """Training state <-> disk, through Orbax: written in the background, complete or absent, never half.
 
-    directory/  12/  state (arrays)  meta (JSON)      one folder a step; `keep` newest stay
+directory/  12/  state (arrays)  meta (JSON)      one folder a step; `keep` newest stay
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where a pretrained model's numbers lie: a folder, or one file, seen as a config and named tensors read one at a time.
 
-    folder/config.json + model.safetensors                        folder/model.safetensors.index.json + its shards
-    name.safetensors + config.json or name_config.json beside it  name.bin, in the format of llama2.c
+folder/config.json + model.safetensors                        folder/model.safetensors.index.json + its shards
+name.safetensors + config.json or name_config.json beside it  name.bin, in the format of llama2.c
 """
 
 from __future__ import annotations

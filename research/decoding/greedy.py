@@ -1,6 +1,6 @@
 """Greedy decoding: the most likely token, again and again, until every row has ended. One compiled program.
 
-    prompt [B,P] --prefill--> cache, logits of each row's last token --argmax--> token --step--> logits --argmax--> ...
+prompt [B,P] --prefill--> cache, logits of each row's last token --argmax--> token --step--> logits --argmax--> ...
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What every metric does first and last: check that its arrays belong together, and average over (weighted) examples.
 
-    terms [N, ...]  --mean(weights [R, N])-->  [R, ...]
+terms [N, ...]  --mean(weights [R, N])-->  [R, ...]
 """
 
 from __future__ import annotations

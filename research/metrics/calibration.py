@@ -1,6 +1,6 @@
 """Metrics of predicted probabilities: do they mean what they say?
 
-    references [N] labels, probabilities [N, L] rows summing to 1; column i stands for labels[i] (default: for label i)
+references [N] labels, probabilities [N, L] rows summing to 1; column i stands for labels[i] (default: for label i)
 """
 
 from __future__ import annotations
@@ -14,8 +14,14 @@ from research.metrics.arrays import mean
 Score = float | NDArray[np.float64]
 
 
-def expected_calibration_error(references: ArrayLike, probabilities: ArrayLike, labels: ArrayLike | None = None, *,
-                               bins: int = 15, weights: ArrayLike | None = None) -> Score:
+def expected_calibration_error(
+    references: ArrayLike,
+    probabilities: ArrayLike,
+    labels: ArrayLike | None = None,
+    *,
+    bins: int = 15,
+    weights: ArrayLike | None = None,
+) -> Score:
     """Mean gap between confidence and accuracy over bins of confidence, in [0, 1] (Guo et al. 2017, eq. 3).
 
     Lower is better. Confidence is the largest probability; bins are equally wide, bin m of M being ((m-1)/M, m/M].
@@ -41,8 +47,9 @@ def expected_calibration_error(references: ArrayLike, probabilities: ArrayLike, 
     return np.abs(mean(gaps, weights=weights)).sum(-1)
 
 
-def brier_score(references: ArrayLike, probabilities: ArrayLike, labels: ArrayLike | None = None, *,
-                weights: ArrayLike | None = None) -> Score:
+def brier_score(
+    references: ArrayLike, probabilities: ArrayLike, labels: ArrayLike | None = None, *, weights: ArrayLike | None = None
+) -> Score:
     """Mean squared distance between probabilities and the one-hot reference, in [0, 2] (Brier 1950); lower is better.
 
     Summed over all labels: with two labels it is twice the score that looks at the positive label only.
@@ -57,8 +64,10 @@ def _checked(references: ArrayLike, probabilities: ArrayLike, labels: ArrayLike 
     """The column of each reference [N], and the probabilities [N, L] as float64."""
     references, probabilities = np.asarray(references), np.asarray(probabilities, np.float64)
     if references.ndim != 1 or probabilities.ndim != 2 or len(references) != len(probabilities):
-        raise InputError(f"calibration needs references [N] and probabilities [N, L], not {list(references.shape)} "
-                         f"and {list(probabilities.shape)}.")
+        raise InputError(
+            f"calibration needs references [N] and probabilities [N, L], not {list(references.shape)} "
+            f"and {list(probabilities.shape)}."
+        )
     if not probabilities.size:
         raise InputError("a metric needs at least one example.")
     labels = np.arange(probabilities.shape[1]) if labels is None else np.asarray(labels)

@@ -1,9 +1,9 @@
 """Metrics of predicted labels: one label an example, or (multi-label) a row of zeros and ones over the labels.
 
-    single-label  references [N]      predictions [N]       labels of any kind: numbers or strings
-    multi-label   references [N, L]   predictions [N, L]    zeros and ones; column = label
-                        |
-        per example and label: hit, predicted, referred  [N, 3, L]  --mean(weights)-->  [..., 3, L]  -->  F1 [..., L]
+single-label  references [N]      predictions [N]       labels of any kind: numbers or strings
+multi-label   references [N, L]   predictions [N, L]    zeros and ones; column = label
+                    |
+    per example and label: hit, predicted, referred  [N, 3, L]  --mean(weights)-->  [..., 3, L]  -->  F1 [..., L]
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ def accuracy(references: ArrayLike, predictions: ArrayLike, *, weights: ArrayLik
     return mean(right if right.ndim == 1 else right.all(-1), weights=weights)
 
 
-def macro_f1(references: ArrayLike, predictions: ArrayLike, labels: ArrayLike | None = None, *,
-             weights: ArrayLike | None = None) -> Score:
+def macro_f1(
+    references: ArrayLike, predictions: ArrayLike, labels: ArrayLike | None = None, *, weights: ArrayLike | None = None
+) -> Score:
     """Unweighted mean over the label set of each label's F1 = 2 hits / (times predicted + times referred).
 
     A label that is neither predicted nor referred to has F1 0 and still counts in the mean (scikit-learn's
@@ -51,8 +52,9 @@ def macro_f1(references: ArrayLike, predictions: ArrayLike, labels: ArrayLike | 
     return _f1(*_rates(references, predictions, labels, weights)).mean(-1)
 
 
-def micro_f1(references: ArrayLike, predictions: ArrayLike, labels: ArrayLike | None = None, *,
-             weights: ArrayLike | None = None) -> Score:
+def micro_f1(
+    references: ArrayLike, predictions: ArrayLike, labels: ArrayLike | None = None, *, weights: ArrayLike | None = None
+) -> Score:
     """F1 of the counts summed over labels; 0 where nothing is predicted and nothing referred to.
 
     Equal to accuracy in single-label tasks unless predictions fall outside `labels` (default: the labels that occur).
@@ -60,8 +62,9 @@ def micro_f1(references: ArrayLike, predictions: ArrayLike, labels: ArrayLike | 
     return _f1(*(rate.sum(-1) for rate in _rates(references, predictions, labels, weights)))
 
 
-def weighted_f1(references: ArrayLike, predictions: ArrayLike, labels: ArrayLike | None = None, *,
-                weights: ArrayLike | None = None) -> Score:
+def weighted_f1(
+    references: ArrayLike, predictions: ArrayLike, labels: ArrayLike | None = None, *, weights: ArrayLike | None = None
+) -> Score:
     """Mean of the labels' F1, each counting as often as the references name it; 0 where they name none.
 
     Labels without a reference have no share: `labels` (default: the labels that occur) only checks the references.
@@ -83,8 +86,9 @@ def matthews(references: ArrayLike, predictions: ArrayLike, *, weights: ArrayLik
     return _ratio(covariance, np.sqrt(np.maximum(spread, 0)))
 
 
-def _rates(references: ArrayLike, predictions: ArrayLike, labels: ArrayLike | None,
-           weights: ArrayLike | None) -> tuple[NDArray, NDArray, NDArray]:
+def _rates(
+    references: ArrayLike, predictions: ArrayLike, labels: ArrayLike | None, weights: ArrayLike | None
+) -> tuple[NDArray, NDArray, NDArray]:
     """How often each label is hit, predicted and referred to, as shares of the examples: three arrays [..., L]."""
     references, predictions = _checked(references, predictions)
     if references.ndim == 1:
@@ -117,8 +121,10 @@ def _same_kind(references: NDArray, others: NDArray, name: str) -> None:
 
 
 def _checked(references: ArrayLike, predictions: ArrayLike) -> tuple[NDArray, NDArray]:
-    references, predictions = (np.asarray(np.asarray(array).tolist() if np.asarray(array).dtype == object else array)
-                               for array in (references, predictions))  # strings in a pandas column are objects
+    references, predictions = (
+        np.asarray(np.asarray(array).tolist() if np.asarray(array).dtype == object else array)
+        for array in (references, predictions)
+    )  # strings in a pandas column are objects
     same_shape(references, predictions)
     _same_kind(references, predictions, "predictions")
     if references.ndim not in (1, 2):

@@ -31,9 +31,16 @@ class Interval(NamedTuple):
     high: float
 
 
-def bootstrap(values: ArrayLike, statistic: Callable = mean, *, references: ArrayLike | None = None,
-              level: float = 0.95, resamples: int = 2000, seed: int = 0,
-              method: Literal["percentile", "BCa"] = "BCa") -> Interval:
+def bootstrap(
+    values: ArrayLike,
+    statistic: Callable = mean,
+    *,
+    references: ArrayLike | None = None,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    method: Literal["percentile", "BCa"] = "BCa",
+) -> Interval:
     """Interval of one run's score over test examples (Efron 1979; BCa: Efron 1987), by `scipy.stats.bootstrap`.
 
     Args:
@@ -62,18 +69,33 @@ def bootstrap(values: ArrayLike, statistic: Callable = mean, *, references: Arra
         return evaluate(statistic, references, values[0], weights).reshape(rows.shape[:-1])
 
     with warnings.catch_warnings(action="ignore", category=stats.DegenerateDataWarning), np.errstate(invalid="ignore"):
-        result = stats.bootstrap((np.arange(examples),), resampled, vectorized=True, axis=-1, n_resamples=resamples,
-                                 batch=max(1, CHUNK // examples), confidence_level=level, method=method,
-                                 rng=np.random.default_rng(seed))
+        result = stats.bootstrap(
+            (np.arange(examples),),
+            resampled,
+            vectorized=True,
+            axis=-1,
+            n_resamples=resamples,
+            batch=max(1, CHUNK // examples),
+            confidence_level=level,
+            method=method,
+            rng=np.random.default_rng(seed),
+        )
     bounds = tuple(result.confidence_interval)
     if np.isnan(bounds).any():
         bounds = _quantiles(result.bootstrap_distribution, level)
     return Interval(float(evaluate(statistic, references, values[0])), float(bounds[0]), float(bounds[1]))
 
 
-def hierarchical(values: ArrayLike, statistic: Callable = mean, *, references: ArrayLike | None = None,
-                 baseline: ArrayLike | None = None, level: float = 0.95, resamples: int = 2000,
-                 seed: int = 0) -> Interval:
+def hierarchical(
+    values: ArrayLike,
+    statistic: Callable = mean,
+    *,
+    references: ArrayLike | None = None,
+    baseline: ArrayLike | None = None,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
     """Interval of the mean score of S runs (seeds) on the same N examples, over both seeds and examples.
 
     Every seed meets every example, so the two are resampled independently and crossed: the pigeonhole bootstrap
@@ -119,8 +141,7 @@ def hierarchical(values: ArrayLike, statistic: Callable = mean, *, references: A
     return Interval(float(per_seed(None).mean()), *_quantiles(np.concatenate(draws), level))
 
 
-def evaluate(statistic: Callable, references: NDArray | None, values: NDArray,
-             weights: NDArray | None = None) -> NDArray:
+def evaluate(statistic: Callable, references: NDArray | None, values: NDArray, weights: NDArray | None = None) -> NDArray:
     """The statistic of one run's values [N, ...]: a number, or [R] under weights [R, N]."""
     given = (values,) if references is None else (references, values)
     return np.asarray(statistic(*given, weights=weights))

@@ -1,6 +1,6 @@
 """Metrics by name: the public functions of classification.py, regression.py and calibration.py, new ones included.
 
-    ["accuracy", "macro_f1"] --find--> functions --(references, predictions or probabilities)--> {name: float}
+["accuracy", "macro_f1"] --find--> functions --(references, predictions or probabilities)--> {name: float}
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from research.metrics import calibration, classification, regression
 
 def known() -> dict[str, Callable]:
     """Every metric that can be asked for by name."""
-    return {name: function for module in (classification, regression, calibration)
-            for name, function in vars(module).items()
-            if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_")}
+    return {
+        name: function
+        for module in (classification, regression, calibration)
+        for name, function in vars(module).items()
+        if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_")
+    }
 
 
 def find(name: str, labels: ArrayLike | None = None) -> Callable:
@@ -57,8 +60,13 @@ def direction(name: str) -> Literal["higher", "lower"]:
     return "lower" if name in _LOWER else "higher"
 
 
-def compute(names: Iterable[str], references: ArrayLike, predictions: ArrayLike, probabilities: ArrayLike | None = None,
-            labels: ArrayLike | None = None) -> dict[str, float]:
+def compute(
+    names: Iterable[str],
+    references: ArrayLike,
+    predictions: ArrayLike,
+    probabilities: ArrayLike | None = None,
+    labels: ArrayLike | None = None,
+) -> dict[str, float]:
     """The named metrics of one run's predictions.
 
     Args:

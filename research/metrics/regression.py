@@ -33,8 +33,9 @@ def spearman(references: ArrayLike, predictions: ArrayLike, *, weights: ArrayLik
     references, predictions = _checked(references, predictions)
     weights = as_weights(weights, len(references))
     x, y = _ranks(references, weights), _ranks(predictions, weights)
-    return _correlation(*(np.einsum("...n,...n->...", weights, product) / weights.sum(-1)
-                          for product in (x, y, x * x, y * y, x * y)))
+    return _correlation(
+        *(np.einsum("...n,...n->...", weights, product) / weights.sum(-1) for product in (x, y, x * x, y * y, x * y))
+    )
 
 
 def mean_squared_error(references: ArrayLike, predictions: ArrayLike, *, weights: ArrayLike | None = None) -> Score:

@@ -1,8 +1,8 @@
 """Is system A better than B, or lucky? Paired tests on the same test examples, and corrections for testing often.
 
-    a, b [S, N, ...] predictions of S seeds   --permutation_test-->   Comparison(difference, pvalue, exact)
-    a, b [N] right or wrong                   --mcnemar-->            McNemar(only_a, only_b, pvalue)
-    p-values of several comparisons           --holm | benjamini_hochberg-->   adjusted p-values
+a, b [S, N, ...] predictions of S seeds   --permutation_test-->   Comparison(difference, pvalue, exact)
+a, b [N] right or wrong                   --mcnemar-->            McNemar(only_a, only_b, pvalue)
+p-values of several comparisons           --holm | benjamini_hochberg-->   adjusted p-values
 """
 
 from __future__ import annotations
@@ -34,8 +34,15 @@ class McNemar(NamedTuple):
     pvalue: float
 
 
-def permutation_test(a: ArrayLike, b: ArrayLike, statistic: Callable = mean, *, references: ArrayLike | None = None,
-                     resamples: int = 10_000, seed: int = 0) -> Comparison:
+def permutation_test(
+    a: ArrayLike,
+    b: ArrayLike,
+    statistic: Callable = mean,
+    *,
+    references: ArrayLike | None = None,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Comparison:
     """Paired approximate randomisation test of any metric (Noreen 1989; Yeh 2000).
 
     Under the null hypothesis the two systems are interchangeable on each test example, so their outputs are swapped at

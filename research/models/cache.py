@@ -1,6 +1,6 @@
 """What a decoder remembers between calls: explicit in, explicit out, heads-major.
 
-    call 1 (prompt)   slots 0..P-1 written, lengths = P        call 2 (one token)   slot P written, lengths = P+1
+call 1 (prompt)   slots 0..P-1 written, lengths = P        call 2 (one token)   slot P written, lengths = P+1
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from research.models.config import ModelConfig
 class Cache:
     """Keys and values of a decoder's layers, `[repeats, B, K, S, d]`, stacked like the parameters (batch axis 1).
 
-    `layers[run][kind]` is `{"attention": {"key", "value"}, "cross": {"key", "value"} | None}`; cross-attention's are formed by the
-    first call, which has the source, and read by later ones, which need not.
+    `layers[run][kind]` is `{"attention": {"key", "value"}, "cross": {"key", "value"} | None}`; cross-attention's are formed by
+    the first call, which has the source, and read by later ones, which need not.
     """
 
     layers: tuple[dict[str, Any], ...]
     segments: Int[jax.Array, "B S"]  # 0: nothing to see in this slot
-    lengths: Int[jax.Array, B]  # slots used
+    lengths: Int[jax.Array, " B"]  # slots used
     source_segments: Int[jax.Array, "B Ts"] | None = None
 
     @classmethod

@@ -21,19 +21,59 @@ from research.config import variant, variants
 from research.errors import InputError
 from research.models.config import Head, Layer, ModelConfig, Stack
 
-ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu",
-               "swish": "silu", "tanh": "tanh"}  # theirs -> ours
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+}  # theirs -> ours
 THEIRS = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 
 # Fields that say nothing about the function or how it is trained: bookkeeping, and defaults of another library's generation.
 _NEUTRAL = {
-    "architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "_name_or_path", "name_or_path",
-    "use_cache", "gradient_checkpointing", "pad_token_id", "bos_token_id", "sep_token_id", "id2label", "label2id",
-    "problem_type", "finetuning_task", "task_specific_params", "output_attentions", "output_hidden_states",
-    "return_dict", "torchscript", "use_bfloat16", "chunk_size_feed_forward", "_attn_implementation",
-    "forced_bos_token_id", "forced_eos_token_id", "force_bos_token_to_be_generated", "num_beams", "num_beam_groups",
-    "early_stopping", "max_length", "min_length", "length_penalty", "no_repeat_ngram_size", "do_sample", "temperature",
-    "top_k", "top_p", "repetition_penalty", "prefix",
+    "architectures",
+    "model_type",
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+    "_name_or_path",
+    "name_or_path",
+    "use_cache",
+    "gradient_checkpointing",
+    "pad_token_id",
+    "bos_token_id",
+    "sep_token_id",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "finetuning_task",
+    "task_specific_params",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "torchscript",
+    "use_bfloat16",
+    "chunk_size_feed_forward",
+    "_attn_implementation",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "force_bos_token_to_be_generated",
+    "num_beams",
+    "num_beam_groups",
+    "early_stopping",
+    "max_length",
+    "min_length",
+    "length_penalty",
+    "no_repeat_ngram_size",
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "repetition_penalty",
+    "prefix",
 }
 
 

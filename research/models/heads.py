@@ -1,7 +1,7 @@
 """What reads the last hidden states. A head is a Linen module chosen by `config.head.form`.
 
-    hidden [B,T,D] --pool: first token of each example--> [B,S,D] --dropout, dense--> logits [B,S,outputs]
-    hidden [B,T,D] --language--> logits [B,T,vocabulary]
+hidden [B,T,D] --pool: first token of each example--> [B,S,D] --dropout, dense--> logits [B,S,outputs]
+hidden [B,T,D] --language--> logits [B,T,vocabulary]
 """
 
 from __future__ import annotations

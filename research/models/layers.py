@@ -7,10 +7,9 @@ under the module's own path, and is the identity where it holds nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
-
-import math
 
 import flax.linen as nn
 import jax

@@ -84,7 +84,7 @@ def restack(config: ModelConfig, named: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def split(config: ModelConfig, cuts: Mapping[str, Iterable[int]]) -> ModelConfig:
-    """Cut each stack's runs so that one begins at each of these layers (or just below, where a period is longer than a layer)."""
+    """Cut each stack's runs so that one begins at each of these layers (or just below, within a longer period)."""
     stacks: dict[str, Stack] = {}
     for name, layers in cuts.items():
         runs, at = [], 0

@@ -1,6 +1,6 @@
 """The Model: pure `init` and `apply` over one pytree of variables. Batch -> hidden states and logits.
 
-    tokens --embeddings--> x --run 0: scan over repeats of a period of Blocks--> x --run 1--> ... --norm--> hidden --head--> logits
+    tokens --embeddings--> x --run 0: scan a period of Blocks--> x --run 1--> ... --norm--> hidden --head--> logits
 
 `variables` is `{"params": ..., "tuning": ...}`. A run's parameters are stacked over its repeats, so compile time does not
 grow with depth. `detached` runs lie below everything that trains: no gradient flows into or through them.
@@ -45,9 +45,10 @@ class Policy(Config):
 class Output:
     """What `apply` returns.
 
-    `hidden [B,T,D]`: last hidden states (the decoder's, where there is one), None if not asked for. `logits`: `[B,T,V]` of a language head, `[B,C]` of a
-    classification head, `[B,S,C]` of a batch that carries `ids`; None without a head. `cache`: with this call's tokens
-    in it. `wanted["layers"]`: for each stack, `[L+1,B,T,D]`: what entered the first layer, then what left each.
+    `hidden [B,T,D]`: last hidden states (the decoder's, where there is one), None if not asked for. `logits`: `[B,T,V]` of a
+    language head, `[B,C]` of a classification head, `[B,S,C]` of a batch that carries `ids`; None without a head. `cache`:
+    with this call's tokens in it. `wanted["layers"]`: for each stack, `[L+1,B,T,D]`: what entered the first layer, then what
+    left each.
     """
 
     hidden: Float[jax.Array, "B T D"] | None
@@ -111,6 +112,7 @@ class Model:
             context = Context(_Same(jnp.ones((b, 1, t, t), bool)), {}, x, jnp.ones((b, 1, t, t), bool))
             made = {}
             for number, kind in enumerate(run.kinds):
+
                 def init(key, kind=kind):
                     return Block(kind, config.width, config.initializer_range).init({"params": key}, x, context)["params"]
 
@@ -210,7 +212,11 @@ class Model:
         context = self._context(stack, batch, positions, cache, memory, memory_segments)
         kept, layers, detached = [], [x[None]], dict(self.detached).get(name, 0)
         for number, run in enumerate(stack.runs):
-            scope = {c: v["runs"][str(number)] for c, v in (("params", params), ("tuning", tuning)) if str(number) in v.get("runs", {})}
+            scope = {
+                c: v["runs"][str(number)]
+                for c, v in (("params", params), ("tuning", tuning))
+                if str(number) in v.get("runs", {})
+            }
             part = None if cache is None else cache.layers[number]
             few = places if number == len(stack.runs) - 1 else None
             x, (run_kept, run_layers) = self._run(run, scope, x, context, part, next(keys), "layers" in want, few)

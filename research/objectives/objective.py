@@ -1,7 +1,7 @@
 """What an objective is: how an example becomes arrays, the loss, the predictions, and how these are scored.
 
-    Example --prepare--> arrays --Loader--> Batch --Model--> Output --loss--> (sum, denominator)
-                                                              `----predict--> one row for each example --score--> numbers
+Example --prepare--> arrays --Loader--> Batch --Model--> Output --loss--> (sum, denominator)
+                                                          `----predict--> one row for each example --score--> numbers
 """
 
 from __future__ import annotations

@@ -67,8 +67,9 @@ def estimate(runs: Sequence[RunRecord], metric: str, how: Resampling) -> Estimat
     reported = [float(run.metrics[metric]) for run in runs]
     mean = float(np.mean(reported))
     if found := sample(runs, metric):
-        _, low, high = hierarchical(found.values, found.statistic, references=found.references, level=how.level,
-                                    resamples=how.resamples, seed=how.seed)
+        _, low, high = hierarchical(
+            found.values, found.statistic, references=found.references, level=how.level, resamples=how.resamples, seed=how.seed
+        )
         over = "seeds and examples" if len(runs) > 1 else "examples"
     elif len(runs) > 1:
         from scipy.stats import t
@@ -124,7 +125,7 @@ def paired(runs: Sequence[RunRecord], others: Sequence[RunRecord], metric: str, 
     pairs = [(run, partner[run.seed]) for run in runs if run.seed in partner]
     if not pairs or (found := sample([*(run for run, _ in pairs), *(other for _, other in pairs)], metric)) is None:
         return None
-    own, other = found.values[:len(pairs)], found.values[len(pairs):]
+    own, other = found.values[: len(pairs)], found.values[len(pairs) :]
     pvalue = permutation_test(own, other, found.statistic, references=found.references, seed=how.seed).pvalue
     return pvalue if np.isfinite(pvalue) else None
 

@@ -23,8 +23,16 @@ if TYPE_CHECKING:
     import rich.table
 
 _LATEX = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}",
-    "<": "$<$", ">": "$>$", "[": "{[}", "–": "--", "†": r"$\dagger$", "‡": r"$\ddagger$",
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "|": r"\textbar{}",
+    "<": "$<$",
+    ">": "$>$",
+    "[": "{[}",
+    "–": "--",
+    "†": r"$\dagger$",
+    "‡": r"$\ddagger$",
     **{character: "\\" + character for character in "&%$#_{}"},
 }  # a bracket at the start of a row would be read as the argument of the line break before it
 
@@ -74,14 +82,22 @@ def to_latex(table: Table, label: str = "tab:results") -> str:
     heads = _heads(table)
     depth = max(head.count(" ") for head in heads) + 1  # one word a line keeps the columns narrow
     stacked = [[""] * (depth - 1 - head.count(" ")) + head.split(" ") for head in heads]
-    body = [[*map(_latex, row.labels), *(text.replace("–", "--") for text in _numbers(table, row, cell))]
-            for row in table.rows]
+    body = [[*map(_latex, row.labels), *(text.replace("–", "--") for text in _numbers(table, row, cell))] for row in table.rows]
     lines = [
-        r"% needs \usepackage{booktabs}", r"\begin{table}", r"\centering", r"\footnotesize", r"\setlength{\tabcolsep}{2pt}",
-        rf"\caption{{{_latex(' '.join(table.notes))}}}", rf"\label{{{label}}}",
-        rf"\begin{{tabular}}{{@{{}}{'l' * len(table.keys)}{'r' * (len(heads) - len(table.keys))}@{{}}}}", r"\toprule",
-        *(" & ".join(map(_latex, line)) + r" \\" for line in zip(*stacked, strict=True)), r"\midrule",
-        *(" & ".join(line) + r" \\" for line in body), r"\bottomrule", r"\end{tabular}",
+        r"% needs \usepackage{booktabs}",
+        r"\begin{table}",
+        r"\centering",
+        r"\footnotesize",
+        r"\setlength{\tabcolsep}{2pt}",
+        rf"\caption{{{_latex(' '.join(table.notes))}}}",
+        rf"\label{{{label}}}",
+        rf"\begin{{tabular}}{{@{{}}{'l' * len(table.keys)}{'r' * (len(heads) - len(table.keys))}@{{}}}}",
+        r"\toprule",
+        *(" & ".join(map(_latex, line)) + r" \\" for line in zip(*stacked, strict=True)),
+        r"\midrule",
+        *(" & ".join(line) + r" \\" for line in body),
+        r"\bottomrule",
+        r"\end{tabular}",
     ]
     if table.problems:
         listed = "; ".join(map(_latex, table.problem_lines))
@@ -98,13 +114,26 @@ def to_rich(table: Table, title: str | None = None) -> rich.table.Table:
     caption = Text("\n".join(table.notes), style="dim")
     for line in table.problem_lines:
         caption.append(f"\n{line}", style="red")
-    out = rich.table.Table(title=title and Text(title, style="bold"), caption=caption, caption_justify="left",
-                           title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    out = rich.table.Table(
+        title=title and Text(title, style="bold"),
+        caption=caption,
+        caption_justify="left",
+        title_justify="left",
+        box=rich.box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for position, head in enumerate(_heads(table)):
         key = position < len(table.keys)
         breakable = head.replace(" ", "\n") if position >= len(table.keys) + len(table.metrics) else head
-        out.add_column(Text(breakable), justify="left" if key else "right", vertical="bottom", overflow="fold", no_wrap=not key,
-                       min_width=min(12, max(len(row.labels[position]) for row in table.rows)) if key else None)
+        out.add_column(
+            Text(breakable),
+            justify="left" if key else "right",
+            vertical="bottom",
+            overflow="fold",
+            no_wrap=not key,
+            min_width=min(12, max(len(row.labels[position]) for row in table.rows)) if key else None,
+        )
 
     def cell(value: str, interval: str, mark: str, rank: int) -> Text:
         text = Text.assemble((value, "bold" if rank == 1 else ""), (mark or (" " if interval else ""), "bold yellow"))

@@ -50,12 +50,20 @@ def page(
     drawn = [{"svg": plots.inline(svg, name, caption), "caption": caption} for name, (svg, caption) in figures.items()]
     base = _common([flat(run.config) for run in records])
     return engine.from_string(beside("page.html.j2")).render(
-        title=title, question=question, table=table, summary=_summary(table, records), columns=_columns(table),
-        rows=[_row(table, row) for row in table.rows], figures=drawn,
+        title=title,
+        question=question,
+        table=table,
+        summary=_summary(table, records),
+        columns=_columns(table),
+        rows=[_row(table, row) for row in table.rows],
+        figures=drawn,
         sources={"LaTeX": formats.to_latex(table), "Markdown": formats.to_markdown(table), "CSV": formats.to_csv(table)},
-        problems=[(called(run), run) for run in table.problems], base=base,
+        problems=[(called(run), run) for run in table.problems],
+        base=base,
         runs=[_run(run, table, base, Path(directory)) for run in records],
-        environment=_environment(records, environment), style=beside("page.css"), script=beside("page.js"),
+        environment=_environment(records, environment),
+        style=beside("page.css"),
+        script=beside("page.js"),
         palettes=[[f"--s{number}: {pair[mode]};" for number, pair in enumerate(plots.PALETTE)] for mode in (0, 1)],
     )
 
@@ -78,6 +86,7 @@ def _common(configs: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 def _summary(table: Table, records: Sequence[RunRecord]) -> list[str]:
     """The facts under the title."""
+
     def counted(numbers: set[int], noun: str) -> str:
         span = " to ".join(f"{number:,}" for number in sorted({min(numbers), max(numbers)}))
         return f"{span} {noun}{'' if numbers == {1} else 's'}"
@@ -90,12 +99,20 @@ def _summary(table: Table, records: Sequence[RunRecord]) -> list[str]:
 def _columns(table: Table) -> list[dict[str, Any]]:
     """Headers: text, unit, whether numeric, and which direction a first click sorts in ("" where it does not)."""
     numeric = [all(isinstance(row.keys[key], int | float) for row in table.rows) for key in table.keys]
-    columns = [{"title": title, "unit": "", "number": number, "first": "ascending"}
-               for title, number in zip(table.titles, numeric, strict=True)]
+    columns = [
+        {"title": title, "unit": "", "number": number, "first": "ascending"}
+        for title, number in zip(table.titles, numeric, strict=True)
+    ]
     for name in (*table.metrics, *COSTS):
         column = quantity(name)
-        columns.append({"title": column.title, "unit": column.unit, "number": True,
-                        "first": "descending" if column.better == "higher" else "ascending"})
+        columns.append(
+            {
+                "title": column.title,
+                "unit": column.unit,
+                "number": True,
+                "first": "descending" if column.better == "higher" else "ascending",
+            }
+        )
     if _whisker(table, table.rows[0]):
         columns.insert(len(table.keys) + 1, {"title": "Interval", "unit": "", "number": False, "first": ""})
     return [*columns, {"title": "Seeds", "unit": "", "number": True, "first": "descending"}]
@@ -106,14 +123,23 @@ def _row(table: Table, row: Row) -> dict[str, Any]:
     cells = []
     for name in table.metrics:
         estimate, column, first = row.metrics[name], quantity(name), name == table.metrics[0]
-        cells.append(_cell(
-            estimate.mean, column.text(estimate.mean), interval=formats.interval(estimate, column), rank=table.rank(name, row),
-            mark=row.mark if first else "", hint="" if estimate.p is None else f"p = {estimate.p:.2g} against the baseline"))
+        cells.append(
+            _cell(
+                estimate.mean,
+                column.text(estimate.mean),
+                interval=formats.interval(estimate, column),
+                rank=table.rank(name, row),
+                mark=row.mark if first else "",
+                hint="" if estimate.p is None else f"p = {estimate.p:.2g} against the baseline",
+            )
+        )
         if first and (whisker := _whisker(table, row)):
             cells.append(_cell(None, "", whisker=whisker))
     cells += [_cell(row.costs[name], column.text(row.costs[name])) for name, column in COSTS.items()]
-    labels = [{"text": label, "sort": value if isinstance(value, int | float) else label}
-              for label, value in zip(row.labels, row.keys.values(), strict=True)]
+    labels = [
+        {"text": label, "sort": value if isinstance(value, int | float) else label}
+        for label, value in zip(row.labels, row.keys.values(), strict=True)
+    ]
     return {"labels": labels, "baseline": row.baseline, "cells": [*cells, _cell(row.seeds, row.seeds_text)]}
 
 
@@ -132,16 +158,24 @@ def _whisker(table: Table, row: Row) -> dict[str, float | None] | None:
         return None
     left, right = min(low for low, _ in bounds), max(high for _, high in bounds)
     base = [each.metrics[name].mean for each in table.rows if each.baseline]
-    places = {"low": row.metrics[name].bounds[0], "mean": row.metrics[name].mean, "high": row.metrics[name].bounds[1],
-              "base": base[0] if len(base) == 1 else None}
+    places = {
+        "low": row.metrics[name].bounds[0],
+        "mean": row.metrics[name].mean,
+        "high": row.metrics[name].bounds[1],
+        "base": base[0] if len(base) == 1 else None,
+    }
     return {key: None if value is None else round(3 + 94 * (value - left) / (right - left), 2) for key, value in places.items()}
 
 
 def _run(run: RunRecord, table: Table, base: Mapping[str, str], directory: Path) -> dict[str, Any]:
     """What the page tells of one run."""
+
     def metrics(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-        return [(quantity(name).heading, quantity(name).text(value)) for name, value in values.items()
-                if isinstance(value, int | float)]
+        return [
+            (quantity(name).heading, quantity(name).text(value))
+            for name, value in values.items()
+            if isinstance(value, int | float)
+        ]
 
     counts = [(name.capitalize(), f"{run.result[name]:,g}") for name in _COUNTS if name in run.result]
     costs = metrics({name: run.result.get(name) for name in COSTS})
@@ -149,7 +183,9 @@ def _run(run: RunRecord, table: Table, base: Mapping[str, str], directory: Path)
     where = Path(relpath(run.directory, directory)).as_posix()
     groups = {"Test": metrics(run.metrics), "Dev": metrics(run.result.get("dev") or {}), "Cost": counts + costs}
     return {
-        "run": run, "chose": described(run), "where": where,
+        "run": run,
+        "chose": described(run),
+        "where": where,
         "headline": f"{first.text(run.metrics[first.name])} {first.unit}".strip() if run.done else run.status,
         "files": [(name, f"{where}/{name}") for name in _FILES if (run.directory / name).exists()],
         "config": [(key, value, key not in base) for key, value in flat(run.config).items()],

@@ -21,8 +21,17 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> Non
     wanted = [axes.transData.transform((right, y))[1] for _, y, _, _ in order]
     placed = spread(wanted, height)
     for (_, y, label, color), target, want in zip(order, placed, wanted, strict=True):
-        axes.annotate(label, (right, y), xytext=(8, (target - want) * 72 / axes.figure.dpi), textcoords="offset points",
-                      color=color, va="center", annotation_clip=False, fontweight="bold", parse_math=False)
+        axes.annotate(
+            label,
+            (right, y),
+            xytext=(8, (target - want) * 72 / axes.figure.dpi),
+            textcoords="offset points",
+            color=color,
+            va="center",
+            annotation_clip=False,
+            fontweight="bold",
+            parse_math=False,
+        )
 
 
 def spread(positions: Sequence[float], gap: float) -> list[float]:
@@ -52,10 +61,18 @@ def label_points(axes: Axes, points: Sequence[tuple[float, float, float, float, 
     drawn = [axes.transData.transform((x, y)) for x, _, low, high, *_ in points for y in np.linspace(low, high, 9)]
     drawn += [axes.transData.transform((axes.get_xlim()[0], y)) for y in lines]
     drawn = np.array(drawn)
-    drawn_lines, boxes = drawn[len(points) * 9:, 1], []
+    drawn_lines, boxes = drawn[len(points) * 9 :, 1], []
     for x, y, _, _, label, color in points:
-        text = axes.annotate(label, (x, y), xytext=(9, 0), textcoords="offset points", color=color, va="center",
-                             fontweight="bold", parse_math=False)
+        text = axes.annotate(
+            label,
+            (x, y),
+            xytext=(9, 0),
+            textcoords="offset points",
+            color=color,
+            va="center",
+            fontweight="bold",
+            parse_math=False,
+        )
 
         def put(place: tuple[int, str], text: Annotation = text):
             up, side = place

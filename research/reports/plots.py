@@ -23,15 +23,38 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PALETTE = (("#0072b2", "#5cb3e8"), ("#c04a00", "#f5915a"), ("#00795a", "#37c79a"), ("#a8457f", "#e39ac4"),
-           ("#7a5c00", "#e0b83f"), ("#5a4fcf", "#a79ff2"), ("#5f6770", "#aab2bb"))  # (on light, on dark)
+PALETTE = (
+    ("#0072b2", "#5cb3e8"),
+    ("#c04a00", "#f5915a"),
+    ("#00795a", "#37c79a"),
+    ("#a8457f", "#e39ac4"),
+    ("#7a5c00", "#e0b83f"),
+    ("#5a4fcf", "#a79ff2"),
+    ("#5f6770", "#aab2bb"),
+)  # (on light, on dark)
 INK, MUTED, GRID, GROUND = "#1b1f24", "#5c6570", "#e3e6ea", "#fefefe"
 _MARKERS = "osD^vPX"
-_STYLE = {"svg.fonttype": "none", "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 10.5,
-          "text.color": INK, "axes.edgecolor": MUTED, "axes.labelcolor": INK, "xtick.color": MUTED, "ytick.color": MUTED,
-          "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y",
-          "grid.color": GRID, "grid.linewidth": 0.8, "axes.axisbelow": True, "figure.facecolor": GROUND,
-          "axes.facecolor": GROUND, "savefig.facecolor": GROUND}
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10.5,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "figure.facecolor": GROUND,
+    "axes.facecolor": GROUND,
+    "savefig.facecolor": GROUND,
+}
 _BINS = 25  # a training curve is averaged to at most so many points
 
 
@@ -57,8 +80,9 @@ def learning_curves(table: Table, metric: str, split: str = "dev") -> Figure | N
     """
     import matplotlib
 
-    series = [(row, number, curve) for number, row in enumerate(table.rows)
-              if (curve := _curve(row, metric, split)) is not None]
+    series = [
+        (row, number, curve) for number, row in enumerate(table.rows) if (curve := _curve(row, metric, split)) is not None
+    ]
     if not series:
         return None
     column, by_epoch = quantity(metric), all(curve[0] for _, _, curve in series)
@@ -101,8 +125,15 @@ def trade_off(table: Table, cost: str = "trainable") -> Figure | None:
         for row, number in points:
             look, estimate = _look(number), row.metrics[name]
             y, low, high = (column.scale * value for value in (estimate.mean, *estimate.bounds))
-            axes.errorbar(row.costs[cost], y, yerr=[[y - low], [high - y]], markersize=7, elinewidth=1.6,
-                          capsize=0 if estimate.low is None else 3.5, **look | {"linestyle": ""})
+            axes.errorbar(
+                row.costs[cost],
+                y,
+                yerr=[[y - low], [high - y]],
+                markersize=7,
+                elinewidth=1.6,
+                capsize=0 if estimate.low is None else 3.5,
+                **look | {"linestyle": ""},
+            )
             labels.append((row.costs[cost], y, low, high, row.label, look["color"]))
         lines = [column.scale * row.metrics[name].mean for row, _ in points if row.baseline]
         for y in lines:
@@ -117,8 +148,13 @@ def to_svg(figure: Figure, name: str = "figure") -> str:
 
     out = io.StringIO()
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure.savefig(out, format="svg", bbox_inches="tight", pad_inches=0.06,
-                       metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(
+            out,
+            format="svg",
+            bbox_inches="tight",
+            pad_inches=0.06,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
     return out.getvalue()
 
 
@@ -126,7 +162,7 @@ def inline(svg: str, name: str, title: str) -> str:
     """A standalone SVG of `to_svg` made fit for a page: scoped ids, CSS variables for colours, an accessible name."""
     from html import escape
 
-    body = svg[svg.index("<svg"):]
+    body = svg[svg.index("<svg") :]
     body = re.sub(r"<style.*?</style>|<metadata.*?</metadata>|<defs>\s*</defs>", "", body, flags=re.S)
     body = re.sub(r'\s(xmlns(:xlink)?|version)="[^"]*"', "", body).replace("xlink:href", "href")
     body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", body)
@@ -152,8 +188,12 @@ def _axes() -> tuple[Figure, Axes]:
 
 def _look(number: int) -> dict[str, str]:
     """Colour and marker of series `number`; after all colours are used the line is dashed."""
-    return {"color": PALETTE[number % len(PALETTE)][0], "marker": _MARKERS[number % len(_MARKERS)],
-            "linestyle": ("-", "--", ":", "-.")[number // len(PALETTE) % 4], "markeredgecolor": GROUND}
+    return {
+        "color": PALETTE[number % len(PALETTE)][0],
+        "marker": _MARKERS[number % len(_MARKERS)],
+        "linestyle": ("-", "--", ":", "-.")[number // len(PALETTE) % 4],
+        "markeredgecolor": GROUND,
+    }
 
 
 def _lower(heading: str) -> str:

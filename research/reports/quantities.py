@@ -1,6 +1,6 @@
 """How each number is called, scaled and printed, in one place for every writer and plot.
 
-    quantity("macro_f1") -> Quantity(title="Macro-F1", unit="%", scale=100, digits=1, better="higher")
+quantity("macro_f1") -> Quantity(title="Macro-F1", unit="%", scale=100, digits=1, better="higher")
 """
 
 from __future__ import annotations
@@ -43,8 +43,19 @@ COSTS = {
     "peak_memory_mb": Quantity("peak_memory_mb", "Peak memory", "MB", digits=0),
     "seconds": Quantity("seconds", "Wall time", "s"),
 }
-_TITLES = {"f1": "F1", "macro_f1": "Macro-F1", "micro_f1": "Micro-F1", "weighted_f1": "Weighted F1", "ece": "ECE",
-           "mse": "MSE", "mae": "MAE", "bleu": "BLEU", "chrf": "chrF", "ter": "TER", "matthews": "Matthews"}
+_TITLES = {
+    "f1": "F1",
+    "macro_f1": "Macro-F1",
+    "micro_f1": "Micro-F1",
+    "weighted_f1": "Weighted F1",
+    "ece": "ECE",
+    "mse": "MSE",
+    "mae": "MAE",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "ter": "TER",
+    "matthews": "Matthews",
+}
 _SHARES = ("accuracy", "f1", "precision", "recall", "exact_match", "ece", "error_rate")
 _LOWER = ("loss", "perplexity", "ece", "error", "error_rate", "mse", "mae", "ter", "wer")
 _LARGE = ("bleu", "chrf", "rouge", "ter")  # already on a scale of 0 to 100
@@ -60,6 +71,10 @@ def quantity(name: str) -> Quantity:
 
     share = is_a(_SHARES)
     return Quantity(
-        name, _TITLES.get(name, name.replace("_", " ").capitalize()), unit="%" * share, scale=100 if share else 1,
-        digits=1 if share or is_a(_LARGE) else 3, better="lower" if is_a(_LOWER) else "higher",
+        name,
+        _TITLES.get(name, name.replace("_", " ").capitalize()),
+        unit="%" * share,
+        scale=100 if share else 1,
+        digits=1 if share or is_a(_LARGE) else 3,
+        better="lower" if is_a(_LOWER) else "higher",
     )

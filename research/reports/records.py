@@ -113,8 +113,13 @@ def load_run(directory: str | Path) -> RunRecord:
     missing = "it left no result.json: interrupted, or still running"
     identity = str(result.get("id") or directory.name)
     return RunRecord(
-        directory=directory, id=identity, name=str(result.get("name") or identity), status=status, config=config,
-        choices=result.get("choices") or {}, result=result,
+        directory=directory,
+        id=identity,
+        name=str(result.get("name") or identity),
+        status=status,
+        config=config,
+        choices=result.get("choices") or {},
+        result=result,
         error=" ".join(str(result.get("error") or (missing if status == "unfinished" else "")).split()),
     )
 

@@ -122,9 +122,13 @@ def build(
     missing = [_key(run, rows) for run in problems]
     how = Resampling(level, resamples, seed)
     made = [
-        Row(keys={key: runs[0].value(key) for key in rows}, runs=tuple(runs),
-            metrics={name: estimate(runs, name, how) for name in metrics}, costs=_costs(runs),
-            failed=missing.count(group))
+        Row(
+            keys={key: runs[0].value(key) for key in rows},
+            runs=tuple(runs),
+            metrics={name: estimate(runs, name, how) for name in metrics},
+            costs=_costs(runs),
+            failed=missing.count(group),
+        )
         for group, runs in groups.items()
     ]
     notes = [_interval_note(made, metrics, how)]
@@ -188,9 +192,11 @@ def _costs(runs: Sequence[RunRecord]) -> dict[str, float | None]:
 
 def _interval_note(made: Sequence[Row], metrics: Sequence[str], how: Resampling) -> str:
     """The sentences that say what the numbers and their intervals are, and where they are not alike."""
-    methods = {"seeds and examples": f"crossed bootstrap over seeds and test examples, {how.resamples:,} resamples",
-               "examples": f"bootstrap over test examples of one seed, {how.resamples:,} resamples",
-               "seeds": "Student's t over seeds only, as the metric cannot be computed again from stored predictions"}
+    methods = {
+        "seeds and examples": f"crossed bootstrap over seeds and test examples, {how.resamples:,} resamples",
+        "examples": f"bootstrap over test examples of one seed, {how.resamples:,} resamples",
+        "seeds": "Student's t over seeds only, as the metric cannot be computed again from stored predictions",
+    }
     used: dict[str, list[str]] = {}
     for row in made:
         for name in metrics:
@@ -238,5 +244,7 @@ def _compared(made: list[Row], baseline: Mapping[str, Any], metrics: Sequence[st
     tested = sum(p is not None for p in pvalues[metrics[0]])
     if not tested:
         return out, f"No row could be compared with {named}: that takes predictions on the same examples and a shared seed."
-    return out, (f"† p < 0.05, ‡ p < 0.01 against {named}: two-sided paired permutation test of {quantity(metrics[0]).title} "
-                 f"over test examples, Holm-corrected for {tested} comparison{'s' * (tested > 1)}.")
+    return out, (
+        f"† p < 0.05, ‡ p < 0.01 against {named}: two-sided paired permutation test of {quantity(metrics[0]).title} "
+        f"over test examples, Holm-corrected for {tested} comparison{'s' * (tested > 1)}."
+    )

@@ -1,6 +1,6 @@
 """Where arrays live: a mesh of all local devices, batches cut by rows over it, everything else on each.
 
-    [ rows 0..3 | rows 4..7 | ... ]  over axis "data"        parameters, optimizer state: the same on every device
+[ rows 0..3 | rows 4..7 | ... ]  over axis "data"        parameters, optimizer state: the same on every device
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """What the data of a task is, as its YAML says: where each split lies, which column is the text, what its labels mean.
 
-    data:                                               Splits
-      directory: data/sst2                                train   [Example(0, "a stirring ...", label="positive"), ...]
-      train: train.tsv              --load-->             dev     [...]
-      dev: dev.tsv                                        test    [...]
-      test: test.tsv                                      labels  ("negative", "positive")
-      header: false                                       hash    "5ae0..."
-      columns: [text, label]
-      rename: {"0": negative, "1": positive}
+data:                                               Splits
+  directory: data/sst2                                train   [Example(0, "a stirring ...", label="positive"), ...]
+  train: train.tsv              --load-->             dev     [...]
+  dev: dev.tsv                                        test    [...]
+  test: test.tsv                                      labels  ("negative", "positive")
+  header: false                                       hash    "5ae0..."
+  columns: [text, label]
+  rename: {"0": negative, "1": positive}
 """
 
 from __future__ import annotations

@@ -21,8 +21,20 @@ from research.text.wheels import OFFLINE, check, unpacked
 _HUB = re.compile(r"(?P<repo>[^/@]+(?:/[^/@]+)?)(?:@(?P<revision>refs/[^/]+/[^/]+|[^/]+))?(?:/(?P<path>.+))?")
 _WHEEL = re.compile(r"(?P<name>[\w.-]+)==(?P<version>[\w.!+]+)(?:/(?P<path>.+))?", re.ASCII)
 # What other frameworks read; a model's folder would otherwise be fetched several times over.
-_NOT_OURS = ["*.bin", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.tflite", "*.gguf", "*.pt", "*.pth",
-             "onnx/*", "openvino/*", "coreml/*"]
+_NOT_OURS = [
+    "*.bin",
+    "*.h5",
+    "*.msgpack",
+    "*.ot",
+    "*.onnx",
+    "*.tflite",
+    "*.gguf",
+    "*.pt",
+    "*.pth",
+    "onnx/*",
+    "openvino/*",
+    "coreml/*",
+]
 
 
 def cache_directory() -> Path:

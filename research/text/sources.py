@@ -22,8 +22,17 @@ from urllib.parse import parse_qsl
 from research.errors import InputError, nearest
 
 Format = Literal["auto", "csv", "tsv", "jsonl", "parquet", "text", "conll", "conllu"]
-_SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
-             ".parquet": "parquet", ".txt": "text", ".conll": "conll", ".conllu": "conllu"}
+_SUFFIXES = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".txt": "text",
+    ".conll": "conll",
+    ".conllu": "conllu",
+}
 CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 
 

@@ -91,8 +91,13 @@ class Tokenizer:
         """Number of tokens, added ones included; a model's embedding may have more rows than that."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
-    def encode_batch(self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int | None = None,
-                     overflow: Literal["truncate", "refuse"] = "truncate") -> Encodings:
+    def encode_batch(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        max_length: int | None = None,
+        overflow: Literal["truncate", "refuse"] = "truncate",
+    ) -> Encodings:
         """Tokenizes `texts`, or texts and their `pairs`, with the special tokens of the model.
 
         Args:

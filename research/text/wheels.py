@@ -89,9 +89,22 @@ def _download(requirement: str, folder: Path, reference: str) -> Path:
         resumes = tuple(map(int, importlib.metadata.version("pip").split(".")[:2])) >= (25, 1)
     except importlib.metadata.PackageNotFoundError:
         raise InputError(f"{reference} needs pip in this environment ({sys.executable} -m ensurepip).") from None
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--retries", "3", "download",
-               "--no-deps", "--only-binary=:all:", "--dest", str(folder), requirement,
-               "--ignore-requires-python"]  # never imported: any Python will do
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--retries",
+        "3",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--dest",
+        str(folder),
+        requirement,
+        "--ignore-requires-python",
+    ]  # never imported: any Python will do
     command += ["--resume-retries", str(RESUMES), "--progress-bar", "raw"] if resumes else ["--progress-bar", "off"]
     said = []
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
@@ -120,8 +133,13 @@ def _progress(title: str) -> Iterator:
     from rich import progress
     from rich.console import Console
 
-    columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.DownloadColumn(),
-               progress.TransferSpeedColumn(), progress.TimeRemainingColumn())
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+    )
     with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -22,6 +22,7 @@ import jax
 import numpy as np
 import pydantic
 
+from research.batches.batch import Batch
 from research.batches.loader import Loader
 from research.checkpoints.store import Store
 from research.config import Config
@@ -76,6 +77,16 @@ class Book:
     compilations: int = 0  # of the training step, in this process
     accumulate: int = 0  # parts that a batch is computed in; kept, since what fits in memory may differ on resuming
 
+    def judge(self, scores: dict[str, float], metric: str, better: str, step: int, patience: int | None) -> None:
+        """Enter an evaluation: without a dev split every one counts as the best so far."""
+        value = scores.get(metric)
+        first = self.best is None or math.isnan(self.best)  # a correlation, for one, may be nan at first
+        if value is None or first or (value > self.best if better == "higher" else value < self.best):
+            self.best, self.best_step, self.best_scores, self.since_best = value, step, dict(scores), 0
+        else:
+            self.since_best += 1
+        self.stopped = patience is not None and self.since_best >= patience
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -117,57 +128,38 @@ def fit(
         Diverged: naming the step, the batch's example ids and the last good checkpoint.
         InputError: a checkpoint of another config or other data, a full disk.
     """
-    # ---- what is trained ----------------------------------------------------------------------------------------------
     mesh = data_mesh()
     total = training.steps or max(1, round(training.epochs * len(train)))
-    names = tuned.strategy.learning_names(tuned.base, tuned.trainable)
-    transformation, rate = build(optimizer, total, tuned.trainable, names)
-    frozen = replicate(tuned.frozen, mesh)
-    averaged = training.average is not None
-    state = replicate(State.create(tuned.trainable, tuned.state, transformation, seed, average=averaged), mesh)
+    transformation, rate = build(optimizer, total, tuned.trainable, tuned.names)
+    fresh = State.create(tuned.trainable, tuned.state, transformation, seed, average=training.average is not None)
+    frozen, state = replicate(tuned.frozen, mesh), replicate(fresh, mesh)
 
     with ExitStack() as opened:
         # ---- restore --------------------------------------------------------------------------------------------------
         last = opened.enter_context(closing(Store(directory / "checkpoints/last")))
         best = opened.enter_context(closing(Store(directory / "checkpoints/best", keep=2)))  # the older is what `last` may know
-        start, book = 0, Book()
-        if saved := last.steps():
-            start = saved[-1]
-            if last.meta(start)["data"] != train.hash:
-                raise InputError(f"{directory} was trained on other data or batches than are given now.")
-            stored, meta = last.restore(start, _stored(state))
-            state, book = state.replace(**stored), Book(**meta["book"])
+        state, start, book = _restored(last, state, train)
         best.drop_after(start)
-        log = opened.enter_context(closing(tracker(start if saved else -1)))
+        log = opened.enter_context(closing(tracker(start or -1)))
 
         # ---- compile --------------------------------------------------------------------------------------------------
-        def compiled(accumulate: int):
-            made = train_step(tuned, objective, transformation, accumulate=accumulate, average=training.average)
+        def compiled(parts: int):
+            made = train_step(tuned, objective, transformation, accumulate=parts, average=training.average)
             return jax.jit(made, donate_argnums=0)
 
-        if not book.accumulate:
-            auto = training.accumulate == "auto"
-            book.accumulate = fitting(compiled, state, frozen, train, mesh) if auto else training.accumulate
+        book.accumulate = book.accumulate or _parts(training, compiled, state, frozen, train)
         step, predict = compiled(book.accumulate), jax.jit(predict_step(tuned, objective))
 
         # ---- train ----------------------------------------------------------------------------------------------------
         evaluate_every, began = training.evaluate_every or len(train), time.perf_counter() - book.seconds
         checkpoint_every = training.checkpoint_every or evaluate_every
         end = total if stop_after is None else min(total, start + stop_after)
-        window = _Window(progress, log, last)
-        shapes: set[tuple[int, ...]] = set()
-        number = start
+        window, number = _Window(progress, log, last, len(train)), start
         for batch in train.iterate(start, end) if not book.stopped and start < end else ():
-            shape, ids, placed = batch.tokens.shape, batch.ids, shard_rows(batch, mesh)
-            if fresh := shape not in shapes:
-                shapes.add(shape)
-                window.fetch(book)
-            state, metrics = step(state, frozen, placed)
+            window.before(batch, book)
+            state, metrics = step(state, frozen, shard_rows(batch, mesh))
             number += 1
-            window.add(number, metrics, ids)
-            if fresh:
-                progress.say(f"compiled the step for {shape[0]} x {shape[1]} tokens")
-                window.fetch(book, warm=False)
+            window.after(number, metrics, batch, book)
             evaluating = number % evaluate_every == 0 or number == total
             saving = evaluating or number % checkpoint_every == 0 or number == end
             if saving or number % training.log_every == 0:
@@ -175,14 +167,12 @@ def fit(
             progress.advance(number, total)
 
             if evaluating:
-                book.compilations = len(shapes)
                 scores = evaluate(predict, state.evaluated, state.strategy) if evaluate else {}
                 if scores:
                     log.log(number, "dev", scores | {"epoch": number / len(train)})
-                _judge(book, scores.get(metric), number, better, scores)
+                book.judge(scores, metric, better, number, training.patience)
                 if book.best_step == number:
                     best.save(number, _best(state), {})
-                book.stopped = training.patience is not None and book.since_best >= training.patience
                 progress.evaluated(number, scores, metric, book)
             if saving:
                 book.seconds = time.perf_counter() - began
@@ -203,21 +193,29 @@ def fit(
         return Fitted(chosen["trainable"], chosen["strategy"], book, number, finished, predict)
 
 
-def _judge(book: Book, value: float | None, step: int, better: str, scores: dict[str, float]) -> None:
-    """Enter an evaluation: without a dev split every one counts as the best so far."""
-    first = book.best is None or math.isnan(book.best)  # a correlation, for one, may be nan at first
-    improved = value is None or first or (value > book.best if better == "higher" else value < book.best)
-    if improved:
-        book.best, book.best_step, book.best_scores, book.since_best = value, step, dict(scores), 0
-    else:
-        book.since_best += 1
+def _restored(last: Store, state: State, train: Loader) -> tuple[State, int, Book]:
+    """The newest checkpoint, or the beginning."""
+    if not (saved := last.steps()):
+        return state, 0, Book()
+    if last.meta(saved[-1])["data"] != train.hash:
+        raise InputError(f"{last.directory} holds a run on other data or batches than are given now.")
+    stored, meta = last.restore(saved[-1], _stored(state))
+    return state.replace(**stored), saved[-1], Book(**meta["book"])
+
+
+def _parts(training: Training, compiled: Callable[[int], Any], state: State, frozen: Any, train: Loader) -> int:
+    """How many parts a batch is computed in."""
+    if isinstance(training.accumulate, int):
+        return training.accumulate
+    return fitting(compiled, state, frozen, train, data_mesh())
 
 
 class _Window:
     """Steps since the last line of the log. `fetch` gets their numbers from the device: the only place where the host waits."""
 
-    def __init__(self, progress: Progress, tracker: Tracker, store: Store):
-        self.progress, self.tracker, self.store = progress, tracker, store
+    def __init__(self, progress: Progress, tracker: Tracker, store: Store, epoch: int):
+        self.progress, self.tracker, self.store, self.epoch = progress, tracker, store, epoch
+        self.shapes: set[tuple[int, ...]] = set()
         self.pending: list[tuple[int, dict[str, jax.Array], np.ndarray]] = []  # on the device
         self.fetched: list[dict[str, Any]] = []
         self.step = 0
@@ -227,9 +225,21 @@ class _Window:
         """Begin to count time here."""
         self.since = time.perf_counter()
 
-    def add(self, step: int, metrics: dict[str, jax.Array], ids: np.ndarray) -> None:
+    def before(self, batch: Batch, book: Book) -> None:
+        """A step on `batch` is about to begin: if it will compile, what is under way must not be counted with it."""
+        self.fresh = batch.tokens.shape not in self.shapes
+        if self.fresh:
+            self.fetch(book)
+
+    def after(self, step: int, metrics: dict[str, jax.Array], batch: Batch, book: Book) -> None:
+        """A step has begun; wait for it, uncounted, if it compiled."""
         self.step = step
-        self.pending.append((step, metrics, ids))
+        self.pending.append((step, metrics, batch.ids))
+        if self.fresh:
+            self.shapes.add(batch.tokens.shape)
+            book.compilations = len(self.shapes)
+            self.progress.say(f"compiled the step for {batch.tokens.shape[0]} x {batch.tokens.shape[1]} tokens")
+            self.fetch(book, warm=False)
 
     def fetch(self, book: Book, *, warm: bool = True) -> None:
         """Check what is pending, and count its time and examples unless it held a compilation."""
@@ -251,9 +261,11 @@ class _Window:
         """One line for all steps since the last: their mean loss, and the latest of the other numbers."""
         self.fetch(book)
         loss = float(np.mean([one["loss"] for one in self.fetched]))
-        self.tracker.log(self.step, "train", self.fetched[-1] | {"loss": loss, "learning_rate": float(rate(self.step - 1))})
+        extra = {"loss": loss, "learning_rate": float(rate(self.step - 1)), "epoch": self.step / self.epoch}
+        self.tracker.log(self.step, "train", self.fetched[-1] | extra)
         self.progress.numbers(loss, book.train_examples / max(book.train_seconds, 1e-9))
         self.fetched = []
+
 
 # ---- what is stored ------------------------------------------------------------------------------------------------
 def _stored(state: State) -> dict[str, Any]:

@@ -84,13 +84,22 @@ class Optimizer(Config):
 _OPTIONS: dict[str, dict[str, Any]] = {
     "adamw": {"betas": (0.9, 0.999), "epsilon": 1e-8},
     "adafactor": {
-        "epsilon": 1e-30, "decay_exponent": 0.8, "update_clip": 1.0, "parameter_scale": True, "factored_from": 128,
+        "epsilon": 1e-30,
+        "decay_exponent": 0.8,
+        "update_clip": 1.0,
+        "parameter_scale": True,
+        "factored_from": 128,
     },
     "sgd": {"momentum": 0.9, "nesterov": False},
     "lion": {"betas": (0.9, 0.99)},
     "muon": {
-        "momentum": 0.95, "nesterov": True, "iterations": 5, "update_rms": 0.2,
-        "matrices": (r"(encoder|decoder)/layers/\d+/.+",), "betas": (0.9, 0.999), "epsilon": 1e-8,
+        "momentum": 0.95,
+        "nesterov": True,
+        "iterations": 5,
+        "update_rms": 0.2,
+        "matrices": (r"(encoder|decoder)/layers/\d+/.+",),
+        "betas": (0.9, 0.999),
+        "epsilon": 1e-8,
     },
 }
 
@@ -242,7 +251,10 @@ def _muon(optimizer: Optimizer, labels: Any) -> optax.GradientTransformation:
         width, features = label.shape
         size = optimizer.update_rms * max(width, features) ** 0.5 or max(1.0, features / width) ** 0.5
         momentum = optax.contrib.scale_by_muon(
-            ns_steps=optimizer.iterations, beta=optimizer.momentum, eps=optimizer.epsilon, nesterov=optimizer.nesterov,
+            ns_steps=optimizer.iterations,
+            beta=optimizer.momentum,
+            eps=optimizer.epsilon,
+            nesterov=optimizer.nesterov,
             weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(),
         )
         return optax.chain(momentum, optax.scale(size))
@@ -273,5 +285,9 @@ def _layerwise(labels: Any, choose: Callable[[Label], optax.GradientTransformati
 
 
 _DIRECTIONS: dict[str, Callable[[Optimizer, Any], optax.GradientTransformation]] = {
-    "adamw": _adamw, "adafactor": _adafactor, "sgd": _sgd, "lion": _lion, "muon": _muon,
+    "adamw": _adamw,
+    "adafactor": _adafactor,
+    "sgd": _sgd,
+    "lion": _lion,
+    "muon": _muon,
 }

@@ -23,8 +23,12 @@ class Progress:
     def __init__(self, log: Path | None = None, *, show: bool = True, name: str = ""):
         console = Console(stderr=True, quiet=not show)
         columns = (
-            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"), TextColumn("[dim]left"), TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TextColumn("[dim]left"),
+            TimeRemainingColumn(),
         )
         self._bar = Bar(*columns, console=console, transient=True, disable=not (show and console.is_terminal))
         self._task = self._bar.add_task(name or "training", total=None, numbers="")

@@ -1,10 +1,10 @@
 """The learning rate at every step: up from zero to the peak in `warmup` steps, then one of five shapes.
 
-    constant      peak
-    linear        straight down to `final` of the peak at the last step
-    cosine        half a cosine down to `final` of the peak
-    inverse_sqrt  peak * sqrt(warmup / step)
-    wsd           peak, then straight down to `final` of it in the last `decay` steps (warm-up, stable, decay)
+constant      peak
+linear        straight down to `final` of the peak at the last step
+cosine        half a cosine down to `final` of the peak
+inverse_sqrt  peak * sqrt(warmup / step)
+wsd           peak, then straight down to `final` of it in the last `decay` steps (warm-up, stable, decay)
 """
 
 from __future__ import annotations

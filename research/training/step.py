@@ -1,6 +1,6 @@
 """The one training step: split, differentiate what trains, accumulate, clip, update. Everything else is an argument.
 
-    batch --rows cut in `accumulate` parts--> [gradient of the loss's sum, denominator] --sum / denominator--> optimizer --> State'
+    batch --rows cut in parts--> [gradient of the loss's sum, denominator] --sum / denominator--> optimizer --> State'
 
 Losses are sums with denominators, so that accumulation, packing and data parallelism give the gradient of one batch.
 """
@@ -24,7 +24,12 @@ Metrics = dict[str, jax.Array]
 
 
 def train_step(
-    tuned: Tuned, objective: Objective, optimizer: optax.GradientTransformation, *, accumulate: int = 1, average: float | None = None
+    tuned: Tuned,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulate: int = 1,
+    average: float | None = None,
 ) -> Callable[[State, Any, Batch], tuple[State, Metrics]]:
     """`(state, frozen, batch) -> (state, metrics)`, not yet compiled.
 
@@ -78,7 +83,12 @@ def train_step(
             smooth = jax.tree.map(lambda old, new: average * old + (1 - average) * new, smooth, trainable)
         examples = sums.pop("examples")
         del sums["denominator"]
-        metrics = {"loss": value, "gradient_norm": norm, "finite": jnp.isfinite(value) & jnp.isfinite(norm), "examples": examples}
+        metrics = {
+            "loss": value,
+            "gradient_norm": norm,
+            "finite": jnp.isfinite(value) & jnp.isfinite(norm),
+            "examples": examples,
+        }
         metrics |= {name: total / jnp.maximum(examples, 1) for name, total in sums.items()}
         state = State(state.step + 1, trainable, strategy, optimizer_state, state.rng, smooth)
         return state, metrics

@@ -45,8 +45,13 @@ class Tracker(Protocol):
 
 
 def open_tracker(
-    folder: str | Path, tracking: Tracking | None = None, *, after: int | None = None, name: str | None = None,
-    settings: Mapping[str, Any] | None = None, writes: bool = True,
+    folder: str | Path,
+    tracking: Tracking | None = None,
+    *,
+    after: int | None = None,
+    name: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    writes: bool = True,
 ) -> Tracker:
     """The tracker of the run in `folder`, which is created where needed.
 
@@ -181,8 +186,15 @@ class Wandb:
     def __init__(self, package: Any, folder: Path, mode: str, project: str, name: str, settings: dict[str, Any]):
         try:
             self._run = package.init(
-                project=project, name=name, id=name, dir=str(folder), config=settings, mode=mode, resume="allow",
-                reinit="create_new", settings=package.Settings(silent=True, console="off"),
+                project=project,
+                name=name,
+                id=name,
+                dir=str(folder),
+                config=settings,
+                mode=mode,
+                resume="allow",
+                reinit="create_new",
+                settings=package.Settings(silent=True, console="off"),
             )
         except package.Error as error:
             raise InputError(f"track.wandb: {' '.join(str(error).split())}") from None

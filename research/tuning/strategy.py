@@ -187,6 +187,11 @@ class Tuned:
         """`(trainable, frozen, state, rng=None) -> {"params", "tuning"}` as nested trees: what `Model.apply` takes."""
         return lambda *args, **kwargs: nested(self.strategy.variables(*args, **kwargs))
 
+    @property
+    def names(self) -> dict[str, list[str]]:
+        """The logical names behind every leaf of `trainable`, for the optimizer's groups."""
+        return self.strategy.learning_names(self.base, self.trainable)
+
 
 def nested(flat: Tree) -> Tree:
     """Flat `{"params", "tuning"}` -> nested. Sites are named by path: `encoder/runs/0/0/attention/query/site`."""

@@ -43,16 +43,19 @@ def test_is_a_pytree_that_keeps_its_structure_under_jit():
     assert jax.tree.structure(out) == jax.tree.structure(batch)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"tokens": []}, "B and T above 0"),
-    ({"tokens": [[], []]}, "B and T above 0"),
-    ({"tokens": np.array([1, 2])}, r"must be \[B, T\]"),
-    ({"tokens": np.array([[1.0]])}, "must be integers"),
-    ({"tokens": [[1, 2]], "mask": [[1]]}, r"mask has shape \(1, 1\)"),
-    ({"tokens": [[1, 2]], "mask": np.array([[1.0, 0.0]])}, "mask must be integers"),
-    ({"tokens": [[1, 2]], "types": [[0, 0, 0]]}, r"types has shape \(1, 3\)"),
-    ({"tokens": [[1]], "source": Batch.of([[1], [2]])}, "source has 2 rows"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tokens": []}, "B and T above 0"),
+        ({"tokens": [[], []]}, "B and T above 0"),
+        ({"tokens": np.array([1, 2])}, r"must be \[B, T\]"),
+        ({"tokens": np.array([[1.0]])}, "must be integers"),
+        ({"tokens": [[1, 2]], "mask": [[1]]}, r"mask has shape \(1, 1\)"),
+        ({"tokens": [[1, 2]], "mask": np.array([[1.0, 0.0]])}, "mask must be integers"),
+        ({"tokens": [[1, 2]], "types": [[0, 0, 0]]}, r"types has shape \(1, 3\)"),
+        ({"tokens": [[1]], "source": Batch.of([[1], [2]])}, "source has 2 rows"),
+    ],
+)
 def test_refuses_what_does_not_fit(arguments, message):
     with pytest.raises(InputError, match=message):
         Batch.of(**arguments)

@@ -35,15 +35,30 @@ def few_trials():
 
 def prepared(lengths, seed=0):
     rng = np.random.default_rng(seed)
-    return [{"tokens": rng.integers(1, 1000, n), "types": rng.integers(0, 2, n),
-             "targets": {"label": int(rng.integers(6)), "score": rng.random(2), "tags": rng.integers(0, 9, n)}}
-            for n in lengths]
+    return [
+        {
+            "tokens": rng.integers(1, 1000, n),
+            "types": rng.integers(0, 2, n),
+            "targets": {"label": int(rng.integers(6)), "score": rng.random(2), "tags": rng.integers(0, 9, n)},
+        }
+        for n in lengths
+    ]
 
 
-def loader(examples, kind="packed", *, size=8, seed=3, shuffle=True, shard=(0, 1), row_multiple=1, pad=0, drop_last=False,
-           **values):
-    return Loader(examples, batching({"kind": kind, "size": size, **values}), seed=seed, shuffle=shuffle, shard=shard,
-                  row_multiple=row_multiple, pad=pad, drop_last=drop_last, per_token={"tags"})
+def loader(
+    examples, kind="packed", *, size=8, seed=3, shuffle=True, shard=(0, 1), row_multiple=1, pad=0, drop_last=False, **values
+):
+    return Loader(
+        examples,
+        batching({"kind": kind, "size": size, **values}),
+        seed=seed,
+        shuffle=shuffle,
+        shard=shard,
+        row_multiple=row_multiple,
+        pad=pad,
+        drop_last=drop_last,
+        per_token={"tags"},
+    )
 
 
 def same(a, b):
@@ -76,8 +91,15 @@ def check(batch, examples, pad):
 
 
 @settings(max_examples=120, deadline=None)
-@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=50), kind=st.sampled_from(KINDS), size=st.integers(1, 9),
-       seed=st.integers(0, 2**63), shuffle=st.booleans(), row_multiple=st.sampled_from([1, 3]), pad=st.sampled_from([0, 7]))
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=50),
+    kind=st.sampled_from(KINDS),
+    size=st.integers(1, 9),
+    seed=st.integers(0, 2**63),
+    shuffle=st.booleans(),
+    row_multiple=st.sampled_from([1, 3]),
+    pad=st.sampled_from([0, 7]),
+)
 def test_an_epoch_holds_every_example_once_whole_and_in_a_promised_shape(lengths, kind, size, seed, shuffle, row_multiple, pad):
     examples = prepared(lengths)
     data = loader(examples, kind, size=size, seed=seed, shuffle=shuffle, row_multiple=row_multiple, pad=pad)
@@ -127,8 +149,10 @@ def test_a_batch_of_buckets_holds_similar_lengths_and_buckets_are_spread_over_th
     for batches in epochs:
         width = np.array([batch.tokens.shape[1] for batch in batches])
         assert [int((width == edge).sum()) for edge in (8, 16, 32)] == [21, 21, 11]
-        assert all((lengths[batch.ids] > {8: 0, 16: 7, 32: 15}[w])[batch.ids >= 0].all()
-                   for w, batch in zip(width, batches, strict=True))
+        assert all(
+            (lengths[batch.ids] > {8: 0, 16: 7, 32: 15}[w])[batch.ids >= 0].all()
+            for w, batch in zip(width, batches, strict=True)
+        )
         assert all(0.25 < (width[:26] == edge).sum() / (width == edge).sum() < 0.75 for edge in (8, 16, 32))
     members = [{frozenset(batch.ids.ravel().tolist()) for batch in batches} for batches in epochs]
     assert not members[0] & members[1]
@@ -148,10 +172,18 @@ def test_batch_i_does_not_depend_on_what_was_asked_before(kind):
 def test_the_order_is_the_same_in_another_process_and_stays_so():
     assert shuffled(8, 0, 0).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]  # a stored data position means this for ever
     assert shuffled(8, 5, 2).tolist() == [3, 5, 2, 7, 1, 0, 6, 4]
-    code = ("import hashlib, jax, numpy as np, sys; sys.path.insert(0, sys.argv[1]); import test_loader as t\n"
-            "print(t.fingerprint())")
-    run = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent)], cwd=ROOT, capture_output=True, text=True,
-                         env=os.environ | {"PYTHONHASHSEED": "77", "PYTHONPATH": str(ROOT)}, check=True)
+    code = (
+        "import hashlib, jax, numpy as np, sys; sys.path.insert(0, sys.argv[1]); import test_loader as t\n"
+        "print(t.fingerprint())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONHASHSEED": "77", "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
     assert run.stdout.strip() == fingerprint()
 
 
@@ -236,8 +268,15 @@ def test_hash_sees_the_data_the_batching_and_the_seed():
     changed = prepared(range(1, 20))
     changed[7]["targets"]["label"] += 1
     moved = [*examples[1:], examples[0]]
-    hashes = [loader(examples).hash, loader(changed).hash, loader(moved).hash, loader(examples, size=9).hash,
-              loader(examples, "padded").hash, loader(examples, seed=4).hash, loader(examples, shuffle=False).hash]
+    hashes = [
+        loader(examples).hash,
+        loader(changed).hash,
+        loader(moved).hash,
+        loader(examples, size=9).hash,
+        loader(examples, "padded").hash,
+        loader(examples, seed=4).hash,
+        loader(examples, shuffle=False).hash,
+    ]
     assert len(set(hashes)) == len(hashes)
     assert loader(prepared(range(1, 20))).hash == hashes[0]
 
@@ -252,41 +291,54 @@ def one(**change):
     return [*prepared([3, 4]), {**prepared([5])[0], **change}]
 
 
-@pytest.mark.parametrize(("examples", "message"), [
-    ([], "no examples"),
-    (one(tokens=np.ones(0, int)), r"example 2 must have tokens"),
-    (one(tokens=np.ones((2, 2), int)), r"example 2 must have tokens"),
-    (one(types=[0, 0]), "example 2 has 5 tokens, but types of shape"),
-    (one(targets={"label": 1}), "example 2 has other parts or targets"),
-    (one(labels=3), "example 2 has other parts"),
-    (one(targets={"label": 1, "score": [1.0], "tags": [1] * 5}), r"'score' has shape \(1,\) in example 2"),
-    (one(targets={"label": 1, "score": [1.0, 2.0], "tags": [1] * 4}), "example 2 has 5 tokens, but tags"),
-    (one(targets={"label": "HUM", "score": [1.0, 2.0], "tags": [1] * 5}), "label must be numbers"),
-    (one(targets={"label": 2**40, "score": [1.0, 2.0], "tags": [1] * 5}), "label holds 1099511627776"),
-    ([{"tokens": [1], "target": {}}], "unknown part 'target'. Did you mean 'targets'"),
-    ([{"tokens": [1], "targets": {"tag": [1]}}], "no target 'tags'.*Did you mean 'tag'"),
-])
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        ([], "no examples"),
+        (one(tokens=np.ones(0, int)), r"example 2 must have tokens"),
+        (one(tokens=np.ones((2, 2), int)), r"example 2 must have tokens"),
+        (one(types=[0, 0]), "example 2 has 5 tokens, but types of shape"),
+        (one(targets={"label": 1}), "example 2 has other parts or targets"),
+        (one(labels=3), "example 2 has other parts"),
+        (one(targets={"label": 1, "score": [1.0], "tags": [1] * 5}), r"'score' has shape \(1,\) in example 2"),
+        (one(targets={"label": 1, "score": [1.0, 2.0], "tags": [1] * 4}), "example 2 has 5 tokens, but tags"),
+        (one(targets={"label": "HUM", "score": [1.0, 2.0], "tags": [1] * 5}), "label must be numbers"),
+        (one(targets={"label": 2**40, "score": [1.0, 2.0], "tags": [1] * 5}), "label holds 1099511627776"),
+        ([{"tokens": [1], "target": {}}], "unknown part 'target'. Did you mean 'targets'"),
+        ([{"tokens": [1], "targets": {"tag": [1]}}], "no target 'tags'.*Did you mean 'tag'"),
+    ],
+)
 def test_refuses_bad_examples_by_name(examples, message):
     with pytest.raises(InputError, match=message):
         loader(examples)
 
 
-@pytest.mark.parametrize(("values", "message"), [
-    ({"kind": "packed", "row_length": 32}, "example 1 has 40 tokens, but row_length allows 32"),
-    ({"kind": "buckets", "buckets": [8, 32]}, "example 1 has 40 tokens, but buckets allows 32"),
-    ({"kind": "pakced"}, "Did you mean 'packed'"),
-    ({"kind": "padded", "size": 40, "drop_last": True}, "3 examples fill no batch of 40"),
-    ({"kind": "padded", "shard": (2, 2)}, "shard must be"),
-])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kind": "packed", "row_length": 32}, "example 1 has 40 tokens, but row_length allows 32"),
+        ({"kind": "buckets", "buckets": [8, 32]}, "example 1 has 40 tokens, but buckets allows 32"),
+        ({"kind": "pakced"}, "Did you mean 'packed'"),
+        ({"kind": "padded", "size": 40, "drop_last": True}, "3 examples fill no batch of 40"),
+        ({"kind": "padded", "shard": (2, 2)}, "shard must be"),
+    ],
+)
 def test_refuses_a_batching_that_does_not_suit_the_data(values, message):
     with pytest.raises(InputError, match=message):
         loader(prepared([3, 40, 5]), **values)
 
 
-@pytest.mark.parametrize("values", [
-    {"kind": "packed", "rowlength": 32}, {"kind": "buckets", "row_length": 32}, {"kind": "packed", "size": 0},
-    {"kind": "buckets", "buckets": 0}, {"kind": "buckets", "buckets": []}, {"kind": "packed", "shapes": "many"},
-])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"kind": "packed", "rowlength": 32},
+        {"kind": "buckets", "row_length": 32},
+        {"kind": "packed", "size": 0},
+        {"kind": "buckets", "buckets": 0},
+        {"kind": "buckets", "buckets": []},
+        {"kind": "packed", "shapes": "many"},
+    ],
+)
 def test_refuses_a_key_or_value_that_the_kind_does_not_take(values):
     with pytest.raises(pydantic.ValidationError):
         batching(values)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from research.batches import packing
-from research.batches.packing import best_fit, choose_shapes, most_rows, most_slots
+from research.batches.packing import best_fit, choose_shapes, most_rows, slot_limit
 from research.batches.plan import cost
 from research.batches.plans.buckets import best_edges
 
@@ -52,14 +52,14 @@ def test_best_fit_takes_the_fullest_row_that_still_holds_the_example():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 12), min_size=1, max_size=9), st.integers(1, 6), st.integers(12, 20))
-def test_bounds_hold_for_every_choice_of_examples(lengths, size, capacity):
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=9), st.integers(1, 6), st.integers(12, 20), st.integers(1, 6))
+def test_bounds_hold_for_every_choice_of_examples(lengths, size, capacity, slots):
     lengths, size = np.array(lengths), min(size, len(lengths))
     for count in range(1, size + 1):
         for chosen in itertools.combinations(lengths.tolist(), count):
-            rows = best_fit(chosen, capacity)
-            assert max(rows) < most_rows(lengths, size, capacity)
-            assert np.bincount(rows).max() <= most_slots(lengths, size, capacity)
+            rows = best_fit(chosen, capacity, slots)
+            assert max(rows) < most_rows(lengths, size, capacity, slots)
+            assert np.bincount(rows).max() <= slots
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -68,13 +68,16 @@ def test_chosen_shapes_cost_no_more_than_any_other_choice_of_as_many(seed, monke
     lengths, size, capacities = np.random.default_rng(seed).integers(2, 16, 40), 5, [16, 24]
     pairs = choose_shapes(lengths, size, capacities, 3)
     batches = lengths[packing._sample(40, size)].tolist()
-    needed = [{c: max(best_fit(batch, c)) + 1 for c in capacities} for batch in batches]
+    limits = {c: slot_limit(lengths, c) for c in capacities}
+    needed = [{c: max(best_fit(batch, c, limits[c])) + 1 for c in capacities} for batch in batches]
 
     def total(menu):
         return sum(min((cost(r, c) for r, c in menu if need[c] <= r), default=np.inf) for need in needed)
 
-    roomy = min(((min(max(need[c] for need in needed) + 1, most_rows(lengths, size, c)), c) for c in capacities),
-                key=lambda pair: cost(*pair))
+    roomy = min(
+        ((min(max(need[c] for need in needed) + 1, most_rows(lengths, size, c, limits[c])), c) for c in capacities),
+        key=lambda pair: cost(*pair),
+    )
     assert roomy in pairs
     others = [(rows, c) for c in capacities for rows in range(1, size + 1)]
     assert total(pairs) <= 1.001 * min(total([roomy, *two]) for two in itertools.combinations(others, 2))

@@ -41,20 +41,23 @@ def changed(saved, folder, tensors=None, **config):
 Q = "bert.encoder.layer.1.attention.self.query.weight"
 
 
-@pytest.mark.parametrize(("tensors", "config", "message"), [
-    ({Q: None}, {}, r"model\.safetensors lacks the tensor encoder\.layer\.1\.attention\.self\.query\.weight"),
-    ({"bert.surplus": np.zeros(2, np.float32)}, {}, r"model\.safetensors holds the tensor bert\.surplus"),
-    ({"qa_outputs.weight": np.zeros(2, np.float32)}, {}, r"holds the tensor qa_outputs\.weight"),
-    ({Q: np.zeros((24, 23), np.float32)}, {}, rf"{Q} has shape \[24, 23\] where the config says \[24, 24\]"),
-    ({Q: np.zeros((24, 24), np.int8)}, {}, rf"model\.safetensors: tensor {Q} holds I8"),
-    ({"classifier.weight": None}, {}, r"lacks the tensor classifier\.weight"),
-    ({}, {"num_hidden_layers": 3}, r"lacks the tensor encoder\.layer\.2\."),
-    ({}, {"num_hidden_layers": 1}, r"holds the tensor bert\.encoder\.layer\.1\."),
-    ({}, {"vocab_size": 41}, r"word_embeddings\.weight has shape \[40, 24\] where the config says \[41, 24\]"),
-    ({}, {"model_type": "gpt9"}, r"config\.json: model_type 'gpt9' is not known here. Known: bart, bert, llama"),
-    ({}, {"architectures": ["BertForMaskedLM"]}, r"config\.json: the head of BertForMaskedLM is not read"),
-    ({}, {"hidden_act": "mish"}, r"config\.json: hidden_act = 'mish'"),
-])
+@pytest.mark.parametrize(
+    ("tensors", "config", "message"),
+    [
+        ({Q: None}, {}, r"model\.safetensors lacks the tensor encoder\.layer\.1\.attention\.self\.query\.weight"),
+        ({"bert.surplus": np.zeros(2, np.float32)}, {}, r"model\.safetensors holds the tensor bert\.surplus"),
+        ({"qa_outputs.weight": np.zeros(2, np.float32)}, {}, r"holds the tensor qa_outputs\.weight"),
+        ({Q: np.zeros((24, 23), np.float32)}, {}, rf"{Q} has shape \[24, 23\] where the config says \[24, 24\]"),
+        ({Q: np.zeros((24, 24), np.int8)}, {}, rf"model\.safetensors: tensor {Q} holds I8"),
+        ({"classifier.weight": None}, {}, r"lacks the tensor classifier\.weight"),
+        ({}, {"num_hidden_layers": 3}, r"lacks the tensor encoder\.layer\.2\."),
+        ({}, {"num_hidden_layers": 1}, r"holds the tensor bert\.encoder\.layer\.1\."),
+        ({}, {"vocab_size": 41}, r"word_embeddings\.weight has shape \[40, 24\] where the config says \[41, 24\]"),
+        ({}, {"model_type": "gpt9"}, r"config\.json: model_type 'gpt9' is not known here. Known: bart, bert, llama"),
+        ({}, {"architectures": ["BertForMaskedLM"]}, r"config\.json: the head of BertForMaskedLM is not read"),
+        ({}, {"hidden_act": "mish"}, r"config\.json: hidden_act = 'mish'"),
+    ],
+)
 def test_bad_files(saved, tmp_path, tensors, config, message):
     with pytest.raises(InputError, match=message):
         load(changed(saved, tmp_path / "bad", tensors, **config))
@@ -70,8 +73,12 @@ def test_truncated(saved, tmp_path, size):
 
 
 def test_not_a_model(tmp_path):
-    for content, message in ((None, "no config.json"), ("{", "not readable JSON"), ("{}", "no 'model_type'"),
-                             ('{"model_type": "bert"}', r"no model\.safetensors\. pytorch_model\.bin is not read")):
+    for content, message in (
+        (None, "no config.json"),
+        ("{", "not readable JSON"),
+        ("{}", "no 'model_type'"),
+        ('{"model_type": "bert"}', r"no model\.safetensors\. pytorch_model\.bin is not read"),
+    ):
         if content:
             (tmp_path / "config.json").write_text(content)
             (tmp_path / ("pytorch_model.bin" if "bert" in content else "model.safetensors")).touch()
@@ -103,8 +110,9 @@ def test_heads(saved, tmp_path):
     assert body.model.config.head is None and "head" not in body.variables["params"] and len(body.report.dropped) == 2
     # A masked-language file: another head, and no pooler. A classifier gets a new one, as the reference library's does.
     names = dict.fromkeys(("classifier.weight", "classifier.bias", "bert.pooler.dense.weight", "bert.pooler.dense.bias"))
-    folder = changed(saved, tmp_path / "mlm", names | {"cls.predictions.bias": np.zeros(40, np.float32)},
-                     architectures=["BertForMaskedLM"])
+    folder = changed(
+        saved, tmp_path / "mlm", names | {"cls.predictions.bias": np.zeros(40, np.float32)}, architectures=["BertForMaskedLM"]
+    )
     mlm = read(folder, head=Head(form="classification", outputs=2))
     assert mlm.report.dropped == ("cls.predictions.bias",)
     assert set(mlm.report.fresh) == {"pooler/dense/kernel", "pooler/dense/bias", "head/output/kernel", "head/output/bias"}
@@ -118,8 +126,11 @@ def test_tied_tensors(tmp_path):
     save(model, variables, tmp_path / "llama")
     table = load_file(tmp_path / "llama" / "model.safetensors")["model.embed_tokens.weight"]
     inverse = np.zeros(3, np.float32)
-    both = changed(tmp_path / "llama", tmp_path / "both",
-                   {"lm_head.weight": table, "model.layers.0.self_attn.rotary_emb.inv_freq": inverse})
+    both = changed(
+        tmp_path / "llama",
+        tmp_path / "both",
+        {"lm_head.weight": table, "model.layers.0.self_attn.rotary_emb.inv_freq": inverse},
+    )
     only = changed(tmp_path / "llama", tmp_path / "only", {"lm_head.weight": table, "model.embed_tokens.weight": None})
     for folder in (both, only):
         assert jax.tree.all(jax.tree.map(np.array_equal, load(folder)[1], variables))
@@ -157,8 +168,17 @@ def test_llama2c_layout(tmp_path):
         halves = kernel.reshape(-1, 2, 3, kernel.shape[1])  # heads of width 6
         return halves.swapaxes(1, 2).reshape(kernel.shape)
 
-    per_layer = ["input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-                 "post_attention_layernorm", "mlp.gate_proj", "mlp.down_proj", "mlp.up_proj"]
+    per_layer = [
+        "input_layernorm",
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "post_attention_layernorm",
+        "mlp.gate_proj",
+        "mlp.down_proj",
+        "mlp.up_proj",
+    ]
     parts = [named["model.embed_tokens.weight"]]
     for part in per_layer:
         arrays = [named[f"model.layers.{i}.{part}.weight"] for i in range(2)]

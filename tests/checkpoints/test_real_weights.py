@@ -75,10 +75,13 @@ def test_stories_tokenizer_merges_by_score():
 
 
 @needs_shared
-@pytest.mark.parametrize(("accent", "words"), [
-    ("us", {"hello": "hˈɛlO", "transformer": "tɹænsfˈɔɹməɹ"}),
-    ("gb", {"hello": "hˈɛlQ", "tomato": "təmˈɑːtQ"}),
-])
+@pytest.mark.parametrize(
+    ("accent", "words"),
+    [
+        ("us", {"hello": "hˈɛlO", "transformer": "tɹænsfˈɔɹməɹ"}),
+        ("gb", {"hello": "hˈɛlQ", "tomato": "təmˈɑːtQ"}),
+    ],
+)
 def test_misaki(accent, words, tmp_path):
     """Spelling to phonemes, words of unequal length in one batch; and the same ids as Transformers' own generation."""
     file = SHARED / "misaki_bart" / f"{accent}_bart.safetensors"
@@ -94,8 +97,14 @@ def test_misaki(accent, words, tmp_path):
     save(found.model, found.variables, tmp_path / "misaki")
     theirs = transformers.BartForConditionalGeneration.from_pretrained(tmp_path / "misaki").eval()
     tokens, mask = torch.tensor(source.tokens).long(), torch.tensor(source.segments).long()
-    settings = {"do_sample": False, "num_beams": 1, "max_new_tokens": 24, "pad_token_id": 0, "eos_token_id": 2,
-                "decoder_start_token_id": 1}
+    settings = {
+        "do_sample": False,
+        "num_beams": 1,
+        "max_new_tokens": 24,
+        "pad_token_id": 0,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 1,
+    }
     generated = theirs.generate(tokens, attention_mask=mask, **settings)[:, 1:].numpy()
     assert np.array_equal(generated, said[:, : generated.shape[1]])
 

@@ -51,12 +51,16 @@ def test_dropping(tmp_path):
     assert not (tmp_path / "kept").exists()
 
 
-@pytest.mark.parametrize("like", [
-    STATE | {"more": jnp.zeros(2)},
-    {"a": STATE["a"]},
-    STATE | {"a": jnp.zeros((2, 4))},
-    STATE | {"nested": jnp.zeros(2)},
-], ids=["more", "less", "shape", "leaf"])
+@pytest.mark.parametrize(
+    "like",
+    [
+        STATE | {"more": jnp.zeros(2)},
+        {"a": STATE["a"]},
+        STATE | {"a": jnp.zeros((2, 4))},
+        STATE | {"nested": jnp.zeros(2)},
+    ],
+    ids=["more", "less", "shape", "leaf"],
+)
 def test_another_config(store, like):
     store.save(1, STATE, {})
     store.wait()

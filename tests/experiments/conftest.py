@@ -19,7 +19,7 @@ with:
 report: {baseline: {tuning: full}}
 """
 
-WORKER = '''
+WORKER = """
 import json, os, signal, sys, time
 from pathlib import Path
 
@@ -50,7 +50,7 @@ scores = {"accuracy": right / 20, "macro_f1": right / 20}
 (directory / "result.json").write_text(json.dumps({
     **about, "status": "done", "labels": ["a", "b"], "metrics": scores, "dev": scores, "trainable": 10, "trainable_share": 0.1,
     "examples_per_second": 5.0, "peak_memory_mb": 100.0, "seconds": 1.0}))
-'''
+"""
 
 
 class Sandbox:

@@ -20,22 +20,28 @@ def graft(capsys, *args: str) -> tuple[int, str, str]:
     return code, shown.out, shown.err
 
 
-@pytest.mark.parametrize(("args", "sentence"), [
-    (["finetun"], "there is no command 'finetun'. Did you mean 'finetune'?"),
-    (["finetune", "--task", "trec", "--directry", "x"], "unknown option --directry. Did you mean '--directory'?"),
-    (["finetune", "--task", "trec", "--tunig", "lora"], "unknown option --tunig. Did you mean '--tuning'?"),
-    (["finetune", "no_such.yaml"], "CONFIG: there is no file no_such.yaml."),
-    (["finetune", "--directory"], "graft finetune: argument --directory: expected one argument."),
-    (["evaluate"], "graft evaluate: the following arguments are required: RUN."),
-    (["evaluate", "x", "--splt", "dev"], "graft evaluate: unknown option --splt. Did you mean '--split'?"),
-    (["evaluate", "x", "--split", "dev", "--data", "y.csv"], "give --split or --data, not both."),
-    (["predict", "x", "--text", "a", "--file", "b"], "give --text or --file, not both."),
-    (["predict", "x", "--file", "no_such.txt"], "no_such.txt cannot be read: No such file or directory."),
-    (["sweep"], "which sweep? Give a YAML file, such as: graft sweep trec_strategies"),
-    (["sweep", "trec_strategies", "--jobs", "0"], "--jobs must be at least 1, not 0."),
-    (["sweep", "trec_strategies", "--jobs", "two"], "graft sweep: argument --jobs: invalid int value: 'two'."),
-    (["report", "--baseline", "full", "--", "tests"], "tests holds no run (no directory with a config.json or result.json)."),
-])
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["finetun"], "there is no command 'finetun'. Did you mean 'finetune'?"),
+        (["finetune", "--task", "trec", "--directry", "x"], "unknown option --directry. Did you mean '--directory'?"),
+        (["finetune", "--task", "trec", "--tunig", "lora"], "unknown option --tunig. Did you mean '--tuning'?"),
+        (["finetune", "no_such.yaml"], "CONFIG: there is no file no_such.yaml."),
+        (["finetune", "--directory"], "graft finetune: argument --directory: expected one argument."),
+        (["evaluate"], "graft evaluate: the following arguments are required: RUN."),
+        (["evaluate", "x", "--splt", "dev"], "graft evaluate: unknown option --splt. Did you mean '--split'?"),
+        (["evaluate", "x", "--split", "dev", "--data", "y.csv"], "give --split or --data, not both."),
+        (["predict", "x", "--text", "a", "--file", "b"], "give --text or --file, not both."),
+        (["predict", "x", "--file", "no_such.txt"], "no_such.txt cannot be read: No such file or directory."),
+        (["sweep"], "which sweep? Give a YAML file, such as: graft sweep trec_strategies"),
+        (["sweep", "trec_strategies", "--jobs", "0"], "--jobs must be at least 1, not 0."),
+        (["sweep", "trec_strategies", "--jobs", "two"], "graft sweep: argument --jobs: invalid int value: 'two'."),
+        (
+            ["report", "--baseline", "full", "--", "tests"],
+            "tests holds no run (no directory with a config.json or result.json).",
+        ),
+    ],
+)
 def test_bad_input_is_one_sentence_and_exit_code_2(capsys, tmp_path, monkeypatch, args, sentence):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tests").mkdir()
@@ -64,8 +70,10 @@ def test_ctrl_c_is_130_with_a_word_on_how_to_go_on(capsys, monkeypatch):
 
 
 def test_help_names_every_command_and_imports_nothing_heavy():
-    code = ("import sys; from experiments import cli; cli.main(['--help']); "
-            "print({'jax', 'pydantic', 'rich', 'yaml', 'numpy'} & set(sys.modules))")
+    code = (
+        "import sys; from experiments import cli; cli.main(['--help']); "
+        "print({'jax', 'pydantic', 'rich', 'yaml', 'numpy'} & set(sys.modules))"
+    )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=child_environment(1), check=True)
     *text, imported = ended.stdout.splitlines()
     assert imported == "set()" and all(any(line.startswith(f"  {name}") for line in text) for name in cli.COMMANDS)
@@ -101,17 +109,20 @@ def test_a_broken_pipe_is_quiet():
 GOOD = {"jax": "0.10.2", "jaxlib": "0.10.2", "flax": "0.12.8"}
 
 
-@pytest.mark.parametrize(("change", "python", "said"), [
-    ({}, (3, 11), None),
-    ({"jax": "0.12.0.1", "jaxlib": "0.12.0", "flax": "0.12.12"}, (3, 12), None),
-    ({"jax": "0.11.2", "jaxlib": "0.11.2", "flax": "0.12.9"}, (3, 12), "pip install --upgrade 'jax>=0.12' 'flax>=0.12.12'"),
-    ({"jax": "0.11.2", "jaxlib": "0.11.2", "flax": "0.12.10"}, (3, 12), None),
-    ({"jax": "0.12.0", "jaxlib": "0.12.0", "flax": "0.12.12"}, (3, 11), "not made for Python 3.11"),
-    ({"jaxlib": "0.9.0"}, (3, 11), "do not belong together"),
-    ({"jax": "0.8.1", "jaxlib": "0.8.1"}, (3, 11), "is not supported"),
-    ({"flax": None}, (3, 11), "flax is not installed"),
-    ({}, (3, 10), "Python 3.10 is too old"),
-])
+@pytest.mark.parametrize(
+    ("change", "python", "said"),
+    [
+        ({}, (3, 11), None),
+        ({"jax": "0.12.0.1", "jaxlib": "0.12.0", "flax": "0.12.12"}, (3, 12), None),
+        ({"jax": "0.11.2", "jaxlib": "0.11.2", "flax": "0.12.9"}, (3, 12), "pip install --upgrade 'jax>=0.12' 'flax>=0.12.12'"),
+        ({"jax": "0.11.2", "jaxlib": "0.11.2", "flax": "0.12.10"}, (3, 12), None),
+        ({"jax": "0.12.0", "jaxlib": "0.12.0", "flax": "0.12.12"}, (3, 11), "not made for Python 3.11"),
+        ({"jaxlib": "0.9.0"}, (3, 11), "do not belong together"),
+        ({"jax": "0.8.1", "jaxlib": "0.8.1"}, (3, 11), "is not supported"),
+        ({"flax": None}, (3, 11), "flax is not installed"),
+        ({}, (3, 10), "Python 3.10 is too old"),
+    ],
+)
 def test_doctor_knows_the_pairs_that_do_not_work(change, python, said):
     problems = doctor.pairs(GOOD | change, python)
     assert problems == [] if said is None else any(said in problem for problem in problems)

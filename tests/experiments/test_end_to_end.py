@@ -18,8 +18,15 @@ def output(capsys, *args: str) -> str:
 
 
 def flags(toy) -> list[str]:
-    values = {"task.data.train": toy / "toy.csv", "model": toy / "model", "task.max-length": 16, "task.data.hold-out.dev": 20,
-              "task.data.hold-out.test": 20, "batches.size": 16, "optimizer.learning-rate": 3e-3}
+    values = {
+        "task.data.train": toy / "toy.csv",
+        "model": toy / "model",
+        "task.max-length": 16,
+        "task.data.hold-out.dev": 20,
+        "task.data.hold-out.test": 20,
+        "batches.size": 16,
+        "optimizer.learning-rate": 3e-3,
+    }
     return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 
@@ -52,8 +59,10 @@ def test_a_csv_to_a_run_and_its_use(toy, tmp_path, capsys):
 
 def test_a_sweep_with_real_workers(toy, tmp_path, capsys):
     file = tmp_path / "which.yaml"
-    file.write_text("base: {task: csv, training: {epochs: 1}}\ngrid: {tuning: [full, head]}\n"
-                    "report: {baseline: {tuning: full}}\nsamples: [the horse is here]\n")
+    file.write_text(
+        "base: {task: csv, training: {epochs: 1}}\ngrid: {tuning: [full, head]}\n"
+        "report: {baseline: {tuning: full}}\nsamples: [the horse is here]\n"
+    )
     root = tmp_path / "runs"
     command = ["sweep", str(file), "--directory", str(root), *flags(toy)]
     assert cli.main([*command, "--limit", "1"]) == 0

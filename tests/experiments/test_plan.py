@@ -76,34 +76,61 @@ grid:
 BASE = "base: {task: csv}\n"
 
 
-@pytest.mark.parametrize(("text", "line", "sentence"), [
-    (None, "--tuning full lroa",
-     "cell tuning lroa, seed 0: --tuning: there is no 'lroa' in configs/tuning. Did you mean 'lora'?"),
-    (None, "--tuning.rank 8", "cell tuning full, seed 0: --tuning.rank: there is no key tuning.rank. Known: kind."),
-    (None, "--sede 3", "unknown option --sede. Did you mean '--seed'?"),
-    (None, "--job 3", "unknown option --job. Did you mean '--jobs'?"),
-    (None, "--seed 0 0", "--seed holds a value twice: 0, 0."),
-    (BASE + "grid: {tuning: []}", "", "F: grid.tuning holds no value."),
-    (BASE + "grid: {tuning: [full]}\ngird: 3", "", "F: there is no key gird. Did you mean 'grid'?"),
-    (BASE, "", "F: grid is missing."),
-    (BASE + "grid: {optimizer.learning_rate: [1e-3, fast]}", "",
-     "cell optimizer.learning_rate fast: F: grid.optimizer.learning_rate: optimizer.learning_rate should be a valid number, "
-     "not 'fast'."),
-    (BASE + "grid: {tuning: [full]}\nwith: {tunign: {full: {seed: 1}}}", "",
-     "F: with.tunign belongs to no axis of the grid. Did you mean 'tuning'?"),
-    (BASE + "grid: {tuning: [full]}\nwith: {tuning: {ful: {seed: 1}}}", "",
-     "F: with.tuning.ful belongs to no value of grid.tuning. Did you mean 'full'?"),
-    (BASE + "grid: {tuning: [full], seed: [0]}\nwith: {tuning: {full: {seed: 1}}}", "",
-     "F: with.tuning.full sets seed, which is an axis of the grid."),
-    (BASE + "grid: {tuning: [full, {kind: full}]}", "", "F: grid.tuning holds a value twice: full, full."),
-    (BASE + "grid: {tuning: {a: full, b: full}}", "", "cells a and b are the same run."),
-    (BASE + "grid: {tuning: [full]}\nreport: {metrics: [acuracy]}", "",
-     "F: cell full has no metric 'acuracy'. Did you mean 'accuracy'?"),
-    (BASE + "grid: {tuning: [full]}\nreport: {rows: [seed]}", "",
-     "F: report.rows must name every axis but the seed; tuning is absent."),
-    (BASE + "grid: {tuning: [full]}\nreport: {baseline: {tunig: full}}", "",
-     "F: report.baseline names tunig, which is none of the rows. Did you mean 'tuning'?"),
-])
+@pytest.mark.parametrize(
+    ("text", "line", "sentence"),
+    [
+        (
+            None,
+            "--tuning full lroa",
+            "cell tuning lroa, seed 0: --tuning: there is no 'lroa' in configs/tuning. Did you mean 'lora'?",
+        ),
+        (None, "--tuning.rank 8", "cell tuning full, seed 0: --tuning.rank: there is no key tuning.rank. Known: kind."),
+        (None, "--sede 3", "unknown option --sede. Did you mean '--seed'?"),
+        (None, "--job 3", "unknown option --job. Did you mean '--jobs'?"),
+        (None, "--seed 0 0", "--seed holds a value twice: 0, 0."),
+        (BASE + "grid: {tuning: []}", "", "F: grid.tuning holds no value."),
+        (BASE + "grid: {tuning: [full]}\ngird: 3", "", "F: there is no key gird. Did you mean 'grid'?"),
+        (BASE, "", "F: grid is missing."),
+        (
+            BASE + "grid: {optimizer.learning_rate: [1e-3, fast]}",
+            "",
+            "cell optimizer.learning_rate fast: F: grid.optimizer.learning_rate: optimizer.learning_rate should be a valid "
+            "number, not 'fast'.",
+        ),
+        (
+            BASE + "grid: {tuning: [full]}\nwith: {tunign: {full: {seed: 1}}}",
+            "",
+            "F: with.tunign belongs to no axis of the grid. Did you mean 'tuning'?",
+        ),
+        (
+            BASE + "grid: {tuning: [full]}\nwith: {tuning: {ful: {seed: 1}}}",
+            "",
+            "F: with.tuning.ful belongs to no value of grid.tuning. Did you mean 'full'?",
+        ),
+        (
+            BASE + "grid: {tuning: [full], seed: [0]}\nwith: {tuning: {full: {seed: 1}}}",
+            "",
+            "F: with.tuning.full sets seed, which is an axis of the grid.",
+        ),
+        (BASE + "grid: {tuning: [full, {kind: full}]}", "", "F: grid.tuning holds a value twice: full, full."),
+        (BASE + "grid: {tuning: {a: full, b: full}}", "", "cells a and b are the same run."),
+        (
+            BASE + "grid: {tuning: [full]}\nreport: {metrics: [acuracy]}",
+            "",
+            "F: cell full has no metric 'acuracy'. Did you mean 'accuracy'?",
+        ),
+        (
+            BASE + "grid: {tuning: [full]}\nreport: {rows: [seed]}",
+            "",
+            "F: report.rows must name every axis but the seed; tuning is absent.",
+        ),
+        (
+            BASE + "grid: {tuning: [full]}\nreport: {baseline: {tunig: full}}",
+            "",
+            "F: report.baseline names tunig, which is none of the rows. Did you mean 'tuning'?",
+        ),
+    ],
+)
 def test_every_mistake_is_told_before_anything_runs(sandbox, text, line, sentence):
     from research.fragments import shown
 

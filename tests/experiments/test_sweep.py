@@ -35,7 +35,10 @@ def test_every_cell_runs_once_and_the_table_compares_them(sandbox, capsys):
     assert "90.0" in shown.out and "report.html" in shown.out and shown.err.count("done    ") == 6
     rows = list(csv.DictReader((sandbox.root / "table.csv").open()))
     assert [(row["tuning"], float(row["accuracy"]), row["seeds"]) for row in rows] == [
-        ("full", 0.9, "2"), ("head", 0.6, "2"), ("lora", 0.8, "2")]
+        ("full", 0.9, "2"),
+        ("head", 0.6, "2"),
+        ("lora", 0.8, "2"),
+    ]
     assert {"table.md", "table.tex", "report.html", "sweep.yaml", "plan.json"} <= {path.name for path in sandbox.root.iterdir()}
     assert "Which strategy?" in (sandbox.root / "report.html").read_text()
     assert (sandbox.root / "sweep.yaml").read_text() == sandbox.file.read_text()
@@ -67,8 +70,11 @@ def test_failures_stay_their_own_and_are_listed(sandbox, capsys):
     assert sweep(sandbox, "--jobs", "2") == 1
     assert sorted(sandbox.started()) == ALL
     shown = capsys.readouterr()
-    told = {"head-seed0": "step 3: the loss is not finite", "head-seed1": "killed by SIGKILL (out of memory?)",
-            "lora-seed0": "ended with exit code 3: no such luck"}
+    told = {
+        "head-seed0": "step 3: the loss is not finite",
+        "head-seed1": "killed by SIGKILL (out of memory?)",
+        "lora-seed0": "ended with exit code 3: no such luck",
+    }
     for name, error in told.items():
         result = json.loads((folder(sandbox, name) / "result.json").read_text())
         assert (result["status"], result["error"], result["name"]) == ("failed", error, name)
@@ -110,7 +116,8 @@ def test_a_worker_ends_when_the_sweep_that_started_it_is_gone(tmp_path):
     code = "import threading, time; from experiments import worker; "
     code += "threading.Thread(target=worker._end_with_parent, daemon=True).start(); print('up', flush=True); time.sleep(60)"
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=pool.child_environment(1))
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=pool.child_environment(1)
+    )
     assert process.stdout.readline() == b"up\n"
     process.stdin.close()
     assert process.wait(20) == 130
@@ -122,7 +129,12 @@ def test_ctrl_c_stops_the_children_and_the_same_command_goes_on(sandbox, tmp_pat
     code = f"import sys; from experiments import cli, pool; pool.WORKER = {sandbox.command!r}; sys.exit(cli.main(sys.argv[1:]))"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "sweep", str(sandbox.file), "--directory", str(sandbox.root)],
-        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=pool.child_environment(1), start_new_session=True)
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=pool.child_environment(1),
+        start_new_session=True,
+    )
     hung = 0
     for _ in range(400):
         for config in sandbox.root.glob("head-seed0-*/config.json"):

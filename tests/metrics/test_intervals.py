@@ -28,8 +28,12 @@ def test_hierarchical_equals_a_loop_over_resampled_predictions(name):
     def score(examples, seeds):
         if name == "accuracy":
             return (predictions[seeds][:, examples] == references[examples]).mean()
-        return np.mean([f1_score(references[examples], predictions[seed, examples], labels=LABELS, average="macro",
-                                 zero_division=0) for seed in seeds])
+        return np.mean(
+            [
+                f1_score(references[examples], predictions[seed, examples], labels=LABELS, average="macro", zero_division=0)
+                for seed in seeds
+            ]
+        )
 
     draws = [score(rng.integers(0, 60, 60), rng.integers(0, 4, 3)) for _ in range(400)]
     interval = hierarchical(predictions, find(name, LABELS), references=references, resamples=20_000)

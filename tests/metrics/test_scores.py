@@ -137,8 +137,18 @@ def test_compute_by_name():
     scores = compute(names, references, predictions, probabilities, labels=[0, 1, 2])
     assert scores == {"accuracy": 0.75, "macro_f1": pytest.approx(7 / 9), "brier_score": 0.5}
     assert list(scores) == names and all(type(score) is float for score in scores.values())
-    assert set(known()) == {"accuracy", "macro_f1", "micro_f1", "weighted_f1", "matthews", "pearson", "spearman",
-                            "mean_squared_error", "expected_calibration_error", "brier_score"}
+    assert set(known()) == {
+        "accuracy",
+        "macro_f1",
+        "micro_f1",
+        "weighted_f1",
+        "matthews",
+        "pearson",
+        "spearman",
+        "mean_squared_error",
+        "expected_calibration_error",
+        "brier_score",
+    }
     with pytest.raises(InputError, match=r"unknown metric 'acuracy'.*Did you mean 'accuracy'"):
         compute(["acuracy"], references, predictions)
     with pytest.raises(InputError, match="'brier_score' needs probabilities"):

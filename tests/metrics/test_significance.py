@@ -36,8 +36,9 @@ def test_macro_f1_equals_brute_force_enumeration(seeds):
 
     def difference(mask):
         pair = np.where(mask, b, a), np.where(mask, a, b)
-        scores = [[f1_score(references, run, labels=LABELS, average="macro", zero_division=0) for run in system]
-                  for system in pair]
+        scores = [
+            [f1_score(references, run, labels=LABELS, average="macro", zero_division=0) for run in system] for system in pair
+        ]
         return np.mean(scores[0]) - np.mean(scores[1])
 
     observed = difference(np.zeros(7, bool))
@@ -51,8 +52,9 @@ def test_sampled_pvalue_agrees_with_exact_and_with_scipy():
     a, b = rng.normal(0.4, 1, (1, 12)), rng.normal(0, 1, (1, 12))
     exact = permutation_test(a, b)
     sampled = permutation_test(a, b, resamples=4000)
-    expected = stats.permutation_test((a[0], b[0]), lambda x, y, axis: (x - y).mean(axis), permutation_type="samples",
-                                      vectorized=True, n_resamples=np.inf).pvalue
+    expected = stats.permutation_test(
+        (a[0], b[0]), lambda x, y, axis: (x - y).mean(axis), permutation_type="samples", vectorized=True, n_resamples=np.inf
+    ).pvalue
     assert exact.exact and exact.pvalue == pytest.approx(expected)
     assert not sampled.exact and sampled.pvalue == pytest.approx(exact.pvalue, abs=0.03)
     # Never zero: one part in R + 1 at the least.

@@ -40,8 +40,12 @@ def test_cached_equals_whole(family):
         cache, hidden, logits, at = Cache.empty(model.config, len(real), 12), [], [], 0
         for width in cuts:
             part = slice(at, at + width)
-            piece = Batch(batch.tokens[:, part], batch.segments[:, part], positions=batch.positions[:, part],
-                          source=batch.source if at == 0 else None)  # only the first call needs the source
+            piece = Batch(
+                batch.tokens[:, part],
+                batch.segments[:, part],
+                positions=batch.positions[:, part],
+                source=batch.source if at == 0 else None,
+            )  # only the first call needs the source
             output = apply(piece, cache)
             cache, at = output.cache, at + width
             hidden.append(output.hidden)

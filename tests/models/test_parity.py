@@ -18,8 +18,11 @@ CASES = {
     "bert at its position limit, tanh GELU": ("bert", POSITIONS, {"hidden_act": "gelu_new", "type_vocab_size": 3}),
     "bert without a head": ("bert", 7, {"architecture": "BertModel"}),
     "llama untied, wide heads": ("llama", 9, {"head_dim": 6, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
-    "llama tied, with biases": ("llama", 9, {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True,
-                                             "num_key_value_heads": 1, "rms_norm_eps": 1e-3}),
+    "llama tied, with biases": (
+        "llama",
+        9,
+        {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "num_key_value_heads": 1, "rms_norm_eps": 1e-3},
+    ),
     "bart scaled, at its limit": ("bart", POSITIONS - 2, {"scale_embedding": True, "activation_function": "relu"}),
     "bart without a head": ("bart", 6, {"architecture": "BartModel"}),
 }

@@ -48,10 +48,15 @@ def same(one, other):
     np.testing.assert_allclose([r["probabilities"] for r in a], [r["probabilities"] for r in b], atol=1e-5)
 
 
-@pytest.mark.parametrize(("tuning", "kind"), [
-    ("full", "packed"), ("lora", "padded"),
-    pytest.param("full", "padded", marks=pytest.mark.slow), pytest.param("lora", "packed", marks=pytest.mark.slow),
-])
+@pytest.mark.parametrize(
+    ("tuning", "kind"),
+    [
+        ("full", "packed"),
+        ("lora", "padded"),
+        pytest.param("full", "padded", marks=pytest.mark.slow),
+        pytest.param("lora", "packed", marks=pytest.mark.slow),
+    ],
+)
 def test_eight_devices_are_one(quiet_toy, tmp_path, tuning, kind):
     run = run_of(quiet_toy, tuning, kind)
     eight = trained(run, tmp_path / "eight", 8)

@@ -27,6 +27,7 @@ def given(label, logits) -> tuple[Output, Batch]:
 
 def mean(chosen, output, batch) -> tuple[float, np.ndarray]:
     """The loss, and its gradient by logits."""
+
     def loss(logits):
         total, denominator, _ = chosen.loss(output.__class__(hidden=None, logits=logits), batch)
         return total / denominator
@@ -116,14 +117,17 @@ def test_half_precision_logits_lose_nothing(logits):
     np.testing.assert_allclose(total / denominator, exact, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("value", "labels", "target", "message"), [
-    ("clasification", "abc", "class", r"unknown kind 'clasification'.*'classification'"),
-    ({"kind": "classification", "class_weights": (1.0, 2.0)}, "abc", "class", "class_weights has 2 values for 3 classes"),
-    ("classification", "a", "class", "at least two classes"),
-    ("classification", "abc", "number", "'classification' needs data.target 'class', got 'number'"),
-    ({"kind": "classification", "metrics": ("acuracy",)}, "abc", "class", r"unknown metric 'acuracy'.*'accuracy'"),
-    (3, "abc", "class", "an objective needs a kind"),
-])
+@pytest.mark.parametrize(
+    ("value", "labels", "target", "message"),
+    [
+        ("clasification", "abc", "class", r"unknown kind 'clasification'.*'classification'"),
+        ({"kind": "classification", "class_weights": (1.0, 2.0)}, "abc", "class", "class_weights has 2 values for 3 classes"),
+        ("classification", "a", "class", "at least two classes"),
+        ("classification", "abc", "number", "'classification' needs data.target 'class', got 'number'"),
+        ({"kind": "classification", "metrics": ("acuracy",)}, "abc", "class", r"unknown metric 'acuracy'.*'accuracy'"),
+        (3, "abc", "class", "an objective needs a kind"),
+    ],
+)
 def test_refusals(value, labels, target, message):
     with pytest.raises(InputError, match=message):
         chosen = objective(value)

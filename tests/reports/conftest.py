@@ -29,19 +29,30 @@ def make_run():
     return write_run
 
 
-def write_run(root: Path, tuning: str, seed: int, examples: int = 500, *, error: str = "", predictions: list | None = None,
-              references: list | None = None, **choices) -> Path:
+def write_run(
+    root: Path,
+    tuning: str,
+    seed: int,
+    examples: int = 500,
+    *,
+    error: str = "",
+    predictions: list | None = None,
+    references: list | None = None,
+    **choices,
+) -> Path:
     """One run directory below `root`; with `error`, that of a failed run. Given predictions decide the metrics."""
     skill, trainable, speed, memory = STRATEGIES[tuning]
     choices = {"tuning": tuning, "seed": seed, **choices}
     directory = root / "runs" / "-".join(map(str, choices.values())).replace("/", "_")
     directory.mkdir(parents=True)
     config = {
-        "model": {"reference": "pypi:example/all-MiniLM-L6-v2", "compute": "float32", "remat": None}, "seed": seed,
+        "model": {"reference": "pypi:example/all-MiniLM-L6-v2", "compute": "float32", "remat": None},
+        "seed": seed,
         "task": {"kind": "classification", "labels": LABELS, "text": "question", "holdout": 500},
         "tuning": {"kind": tuning, **({"rank": 8, "alpha": 16, "dropout": 0.1} if tuning == "lora" else {})},
         "optimizer": {"kind": "adamw", "learning_rate": 1e-4 if tuning == "full" else 1e-3, "weight_decay": 0.01},
-        "epochs": 2, "batch": {"examples": 32, "buckets": [16, 32, 48]},
+        "epochs": 2,
+        "batch": {"examples": 32, "buckets": [16, 32, 48]},
     }
     (directory / "config.json").write_text(json.dumps(config))
     result = {"id": f"{1_000_003 * trainable + seed:012x}", "name": f"trec-{tuning}", "config": config, "choices": choices}
@@ -54,19 +65,38 @@ def write_run(root: Path, tuning: str, seed: int, examples: int = 500, *, error:
     if predictions is None:
         easy = fixed.random(examples) * 0.8 + 0.2 * rng.random(examples) < skill - 0.04
         predictions = np.where(easy, references, rng.choice(LABELS, size=examples)).tolist()
-    _lines(directory / "predictions.jsonl", [
-        {"index": index, "reference": reference, "prediction": prediction}
-        for index, (reference, prediction) in enumerate(zip(references, predictions, strict=True))])
+    _lines(
+        directory / "predictions.jsonl",
+        [
+            {"index": index, "reference": reference, "prediction": prediction}
+            for index, (reference, prediction) in enumerate(zip(references, predictions, strict=True))
+        ],
+    )
     _lines(directory / "metrics.jsonl", _curve(skill, 25 if tuning == "full" else 60, rng))
-    (directory / "result.json").write_text(json.dumps({
-        **result, "status": "done", "labels": LABELS, "dev": {"accuracy": skill + 0.01 * rng.normal()},
-        "metrics": {"accuracy": float(np.mean(np.array(references) == predictions)),
-                    "macro_f1": float(macro_f1(references, predictions, LABELS))},
-        "trainable": trainable, "parameters": 22_715_526, "trainable_share": trainable / 22_715_526,
-        "examples_per_second": speed + rng.normal(), "peak_memory_mb": memory + 5 * rng.random(),
-        "seconds": 9860 / speed + rng.random(), "steps": 308, "epochs": 2.0, "compilations": 3,
-        "environment": {"jax": "0.10.2", "flax": "0.12.8", "python": "3.11.2", "device": "cpu (2 cores)"},
-    }))
+    (directory / "result.json").write_text(
+        json.dumps(
+            {
+                **result,
+                "status": "done",
+                "labels": LABELS,
+                "dev": {"accuracy": skill + 0.01 * rng.normal()},
+                "metrics": {
+                    "accuracy": float(np.mean(np.array(references) == predictions)),
+                    "macro_f1": float(macro_f1(references, predictions, LABELS)),
+                },
+                "trainable": trainable,
+                "parameters": 22_715_526,
+                "trainable_share": trainable / 22_715_526,
+                "examples_per_second": speed + rng.normal(),
+                "peak_memory_mb": memory + 5 * rng.random(),
+                "seconds": 9860 / speed + rng.random(),
+                "steps": 308,
+                "epochs": 2.0,
+                "compilations": 3,
+                "environment": {"jax": "0.10.2", "flax": "0.12.8", "python": "3.11.2", "device": "cpu (2 cores)"},
+            }
+        )
+    )
     return directory
 
 

@@ -33,9 +33,24 @@ def nasty(tmp_path, make_run):
 def test_csv_holds_raw_numbers_in_the_promised_columns(table):
     lines = list(csv.DictReader(io.StringIO(to_csv(table))))
     assert list(lines[0]) == [
-        "tuning", "accuracy", "accuracy_low", "accuracy_high", "accuracy_p", "macro_f1", "macro_f1_low", "macro_f1_high",
-        "macro_f1_p", "trainable", "trainable_share", "examples_per_second", "peak_memory_mb", "seconds", "seeds",
-        "failed", "mark"]
+        "tuning",
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "accuracy_p",
+        "macro_f1",
+        "macro_f1_low",
+        "macro_f1_high",
+        "macro_f1_p",
+        "trainable",
+        "trainable_share",
+        "examples_per_second",
+        "peak_memory_mb",
+        "seconds",
+        "seeds",
+        "failed",
+        "mark",
+    ]
     for line, row in zip(lines, table.rows, strict=True):
         assert line["tuning"] == row.label and int(line["seeds"]) == 2
         assert float(line["accuracy"]) == pytest.approx(row.metrics["accuracy"].mean, rel=1e-9)
@@ -43,7 +58,8 @@ def test_csv_holds_raw_numbers_in_the_promised_columns(table):
         assert (line["accuracy_p"] == "") == (row.label == "full")
         assert float(line["trainable_share"]) == pytest.approx(int(line["trainable"]) / 22_715_526)
     assert {line["tuning"]: line["failed"] for line in lines} == dict.fromkeys(("full", "bitfit", "layernorm", "head"), "0") | {
-        "lora": "1"}
+        "lora": "1"
+    }
 
 
 def test_readers_get_percent_units_marks_and_failures(table):
@@ -58,8 +74,9 @@ def test_nothing_a_user_names_can_break_markdown_or_latex(nasty):
     line = next(line for line in to_markdown(nasty).splitlines() if "50%" in line)
     assert line.startswith("| " + r"\[a\_b\] & 50% #1 ~x^2 {y} \\z $d$ \<i\> \|p\| \`q\` \*r\* |")
     latex = to_latex(nasty)
-    assert (r"{[}a\_b] \& 50\% \#1 \textasciitilde{}x\textasciicircum{}2 \{y\} \textbackslash{}z \$d\$ $<$i$>$ \textbar{}p"
-            in latex)
+    assert (
+        r"{[}a\_b] \& 50\% \#1 \textasciitilde{}x\textasciicircum{}2 \{y\} \textbackslash{}z \$d\$ $<$i$>$ \textbar{}p" in latex
+    )
     assert r"100\% of \_x\_ \& $<$y$>$ second line" in latex
 
 
@@ -70,8 +87,15 @@ def test_latex_ranks_and_compiles(table, nasty, tmp_path):
         pytest.skip("pdflatex is not installed")
     document = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{latex}{to_latex(nasty)}\end{{document}}"
     (tmp_path / "paper.tex").write_text(document)
-    done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"], cwd=tmp_path,
-                          capture_output=True, text=True, errors="replace", timeout=60, check=False)
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-1000:]
 
 
@@ -86,10 +110,21 @@ def test_the_terminal_table_fits_100_columns_uncut(table):
     assert "NaN loss at step 41" in text
 
 
-@pytest.mark.parametrize(("name", "value", "text"), [
-    ("accuracy", 0.93749, "93.7"), ("trainable_share", 2310 / 22_715_526, "0.0102"), ("trainable_share", 1, "100"),
-    ("examples_per_second", 1234.56, "1,235"), ("seconds", 9.996, "10.0"), ("matthews", 0.91549, "0.915"),
-    ("seconds", None, "–"), ("seconds", 0.0, "0.00"), ("peak_memory_mb", float("nan"), "–"), ("bleu", 27.34, "27.3")])
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("accuracy", 0.93749, "93.7"),
+        ("trainable_share", 2310 / 22_715_526, "0.0102"),
+        ("trainable_share", 1, "100"),
+        ("examples_per_second", 1234.56, "1,235"),
+        ("seconds", 9.996, "10.0"),
+        ("matthews", 0.91549, "0.915"),
+        ("seconds", None, "–"),
+        ("seconds", 0.0, "0.00"),
+        ("peak_memory_mb", float("nan"), "–"),
+        ("bleu", 27.34, "27.3"),
+    ],
+)
 def test_numbers_are_rounded_for_a_reader(name, value, text):
     assert quantity(name).text(value) == text
 

@@ -73,8 +73,16 @@ def test_the_page_is_valid_offline_and_complete(report):
 
 
 def test_everything_is_written_and_is_the_same_each_time(report):
-    names = {"table.csv", "table.md", "table.tex", "report.html", "trade_off.svg", "wall_time.svg", "learning_curves.svg",
-             "training_loss.svg"}
+    names = {
+        "table.csv",
+        "table.md",
+        "table.tex",
+        "report.html",
+        "trade_off.svg",
+        "wall_time.svg",
+        "learning_curves.svg",
+        "training_loss.svg",
+    }
     before = {name: (report / name).read_bytes() for name in names}
     assert {path.name for path in report.iterdir()} == names | {"runs"}
     write(load_runs(report / "runs"), report, **OPTIONS)
@@ -120,9 +128,25 @@ def test_a_click_on_a_header_sorts_the_rows(report, tmp_path):
     clicked = tmp_path / "clicked.html"
     clicked.write_text(html.replace("</body>", script))
     dom = subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}",
-         "--dump-dom", clicked.as_uri()], capture_output=True, text=True, timeout=60, check=True).stdout
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-sync",
+            "--disable-background-networking",
+            "--disable-component-update",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--dump-dom",
+            clicked.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
     by_size = ["head", "layernorm", "bitfit", "lora", "full"]
     by_accuracy = sorted(by_size, key=lambda name: -accuracies[name])
     seen = re.search(r'data-seen="([^"]*)"', dom)[1].split("|")

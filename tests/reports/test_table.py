@@ -96,7 +96,8 @@ def test_failed_and_unfinished_runs_are_listed_and_counted(runs, make_run):
     table = build(load_runs(runs), baseline={"tuning": "full"})
     assert sorted(table.problem_lines) == [
         "head-7 unfinished: it left no result.json: interrupted, or still running",
-        "trec-lora (tuning lora, seed 2) failed: NaN loss at step 41; last good checkpoint: step 40"]
+        "trec-lora (tuning lora, seed 2) failed: NaN loss at step 41; last good checkpoint: step 40",
+    ]
     assert by_label(table)["lora"].seeds_text == "2 of 3" and by_label(table)["full"].seeds_text == "2"
 
 
@@ -106,8 +107,12 @@ def test_the_baseline_is_sought_within_the_other_keys(tmp_path, make_run):
         make_run(tmp_path, "lora", 0, references=RIGHT, predictions=wrong_on(misses), task=task)
     table = build(load_runs(tmp_path), rows=("task", "tuning"), baseline={"tuning": "full"}, metrics=["accuracy"])
     marks = {row.label: (row.baseline, row.metrics["accuracy"].p) for row in table.rows}
-    assert marks == {"a, full": (True, None), "b, full": (True, None), "a, lora": (False, pytest.approx(2 * 2 / 2**9)),
-                     "b, lora": (False, 1.0)}
+    assert marks == {
+        "a, full": (True, None),
+        "b, full": (True, None),
+        "a, lora": (False, pytest.approx(2 * 2 / 2**9)),
+        "b, lora": (False, 1.0),
+    }
 
 
 def test_a_row_is_found_in_the_configuration_where_the_sweep_did_not_choose(runs):

@@ -39,7 +39,11 @@ def test_labels_are_renamed_listed_and_indexed(tmp_path):
     train = write(tmp_path / "a.jsonl", [("x", 1), ("y", "0"), ("z", 1.0), ("x", 1)])
     splits = load(Data(train=train, rename={"0": "negative", "1": "positive"}, labels=("positive", "negative")))
     assert [(e.index, e.text, e.label, e.line) for e in splits.train] == [
-        (0, "x", "positive", 1), (1, "y", "negative", 2), (2, "z", "positive", 3), (3, "x", "positive", 4)]
+        (0, "x", "positive", 1),
+        (1, "y", "negative", 2),
+        (2, "z", "positive", 3),
+        (3, "x", "positive", 4),
+    ]
     assert splits.labels == ("positive", "negative") and splits.dev == splits.test == []
     assert load(Data(train=train)).labels == ("0", "1")
     deduplicated = load(Data(train=train, deduplicate="row"))
@@ -106,8 +110,15 @@ def test_shots_and_limit(tmp_path):
 
 def test_the_hash_names_every_text_and_label(tmp_path):
     rows = numbered_rows(10)
-    variants = [(rows, {}), (rows[:9] + [("text 9", "a")], {}), (rows[:9] + [("text 9 ", "b")], {}), (rows[:9], {}),
-                (rows[::-1], {}), (rows, {"labels": ("b", "a")}), (rows, {"hold_out": {"dev": 1}})]
+    variants = [
+        (rows, {}),
+        (rows[:9] + [("text 9", "a")], {}),
+        (rows[:9] + [("text 9 ", "b")], {}),
+        (rows[:9], {}),
+        (rows[::-1], {}),
+        (rows, {"labels": ("b", "a")}),
+        (rows, {"hold_out": {"dev": 1}}),
+    ]
     hashes = {load(Data(train=write(tmp_path / "a.jsonl", changed), **options)).hash for changed, options in variants}
     assert len(hashes) == len(variants)
 
@@ -117,8 +128,7 @@ BAD_ROWS = {
     "no label": ([("x", None)], {}, r"a.jsonl, line 1: label is empty\."),
     "no string": ([(3, "a")], {}, "line 1: text is int, not text"),
     "column": ([("x", "a")], {"label": "lable"}, "line 1: there is no column 'lable'. Did you mean 'label'"),
-    "unknown label": ([("x", "a"), ("y", "LOK")], {"labels": ("a", "LOC")},
-                      "line 2: unknown label 'LOK'. Did you mean 'LOC'"),
+    "unknown label": ([("x", "a"), ("y", "LOK")], {"labels": ("a", "LOC")}, "line 2: unknown label 'LOK'. Did you mean 'LOC'"),
     "no class": ([("x", {"a": 1})], {}, "line 1: label must name a class"),
     "number": ([("x", "high")], {"target": "number"}, "line 1: label must be a number, not 'high'"),
     "infinite": ([("x", "nan")], {"target": "number"}, "label must be a number"),
@@ -145,12 +155,22 @@ def test_a_label_that_training_lacks_is_refused(tmp_path):
         load(Data(train=train, dev=dev, labels=("good", "bad", "goood")))
 
 
-@pytest.mark.parametrize("options", [
-    {"target": "number", "labels": ("a",)}, {"target": "number", "shots": 2}, {"separator": ";"},
-    {"label": None, "rename": {"0": "a"}}, {"target": "tags", "pair": "other"}, {"labels": ("a", "a")},
-    {"target": "classes", "hold_out": {"stratified": True}}, {"hold_out": {"dev": 1.5}}, {"hold_out": {"dev": -1}},
-    {"shots": 0}, {"tran": "b.csv"},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target": "number", "labels": ("a",)},
+        {"target": "number", "shots": 2},
+        {"separator": ";"},
+        {"label": None, "rename": {"0": "a"}},
+        {"target": "tags", "pair": "other"},
+        {"labels": ("a", "a")},
+        {"target": "classes", "hold_out": {"stratified": True}},
+        {"hold_out": {"dev": 1.5}},
+        {"hold_out": {"dev": -1}},
+        {"shots": 0},
+        {"tran": "b.csv"},
+    ],
+)
 def test_options_that_would_be_ignored_are_refused(options):
     with pytest.raises(pydantic.ValidationError):
         Data(train="a.csv", **options)
@@ -183,15 +203,42 @@ def test_shipped_tasks_are_valid(path):
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the data sets in ../shared/data")
-@pytest.mark.parametrize("name, folder, sizes, first", [
-    ("trec_official", "trec", (4882, 500, 500), ("How did serfdom develop in and then leave Russia ?", None, "DESC")),
-    ("sst2", "sst2", (6920, 872, 1821), ("a stirring , funny and finally transporting re imagining of beauty and the "
-                                         "beast and 1930s horror films", None, "positive")),
-    ("rte", "superglue", (2240, 250, 277), ("No Weapons of Mass Destruction Found in Iraq Yet.",
-                                            "Weapons of Mass Destruction Found in Iraq.", "not_entailment")),
-    ("cb", "superglue", (200, 50, 56), ("It was a complex language. Not written down but handed down. One might say it "
-                                        "was peeled down.", "the language was peeled down", "entailment")),
-])
+@pytest.mark.parametrize(
+    "name, folder, sizes, first",
+    [
+        ("trec_official", "trec", (4882, 500, 500), ("How did serfdom develop in and then leave Russia ?", None, "DESC")),
+        (
+            "sst2",
+            "sst2",
+            (6920, 872, 1821),
+            (
+                "a stirring , funny and finally transporting re imagining of beauty and the beast and 1930s horror films",
+                None,
+                "positive",
+            ),
+        ),
+        (
+            "rte",
+            "superglue",
+            (2240, 250, 277),
+            (
+                "No Weapons of Mass Destruction Found in Iraq Yet.",
+                "Weapons of Mass Destruction Found in Iraq.",
+                "not_entailment",
+            ),
+        ),
+        (
+            "cb",
+            "superglue",
+            (200, 50, 56),
+            (
+                "It was a complex language. Not written down but handed down. One might say it was peeled down.",
+                "the language was peeled down",
+                "entailment",
+            ),
+        ),
+    ],
+)
 def test_real_tasks(name, folder, sizes, first):
     splits = load(task(name, directory=str(SHARED / folder)))
     assert (len(splits.train), len(splits.dev), len(splits.test)) == sizes

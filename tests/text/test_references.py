@@ -188,8 +188,10 @@ def test_what_the_index_and_the_wheel_lack_is_named(index, tmp_path):
         resolve("pypi:tiny-model==1.0/tiny_model/data/confg.json", cache=tmp_path)
 
 
-@pytest.mark.parametrize("reference", ["pypi:tiny-model/x", "pypi:tiny-model>=1.0/x", "pypi:tiny-model==1.*/x",
-                                       "pypi:tiny-model==1.0/../x", "hf:", "hf:a/../b"])
+@pytest.mark.parametrize(
+    "reference",
+    ["pypi:tiny-model/x", "pypi:tiny-model>=1.0/x", "pypi:tiny-model==1.*/x", "pypi:tiny-model==1.0/../x", "hf:", "hf:a/../b"],
+)
 def test_malformed_references_are_refused(reference, tmp_path):
     with pytest.raises(InputError, match="malformed"):
         resolve(reference, cache=tmp_path)

@@ -14,23 +14,41 @@ SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 
 GOOD = {
     "csv quotes, line ends and a mark": (
-        "a.csv", '\ufefftext,label\r\n"He said ""no"",\nthen left",A\r\nyes,B\r\n\r\n', {},
-        [(2, {"text": 'He said "no",\nthen left', "label": "A"}), (4, {"text": "yes", "label": "B"})]),
-    "csv without header": ("a.csv", "x;1\n", {"header": False, "columns": ("text", "label"), "delimiter": ";"},
-                           [(1, {"text": "x", "label": "1"})]),
+        "a.csv",
+        '\ufefftext,label\r\n"He said ""no"",\nthen left",A\r\nyes,B\r\n\r\n',
+        {},
+        [(2, {"text": 'He said "no",\nthen left', "label": "A"}), (4, {"text": "yes", "label": "B"})],
+    ),
+    "csv without header": (
+        "a.csv",
+        "x;1\n",
+        {"header": False, "columns": ("text", "label"), "delimiter": ";"},
+        [(1, {"text": "x", "label": "1"})],
+    ),
     "tsv takes quotes as they are": ("a.tsv", 'text\tlabel\n"x\t1\n', {}, [(2, {"text": '"x', "label": "1"})]),
     "jsonl": ("a.jsonl", '{"text": "x", "label": [1, true]}\n', {}, [(1, {"text": "x", "label": [1, True]})]),
     "text": ("a.txt", "one\ntwo\n\n", {}, [(1, {"text": "one"}), (2, {"text": "two"})]),
-    "text with a pattern": ("a.txt", "NUM:date When ?\n", {"pattern": r"(?P<label>\w+):\w+ (?P<text>.*)"},
-                            [(1, {"label": "NUM", "text": "When ?"})]),
+    "text with a pattern": (
+        "a.txt",
+        "NUM:date When ?\n",
+        {"pattern": r"(?P<label>\w+):\w+ (?P<text>.*)"},
+        [(1, {"label": "NUM", "text": "When ?"})],
+    ),
     "conll with spaces, comments and hash tokens": (
-        "a.conll", "-DOCSTART- -X- O\n\n# a comment\nEU NNP B\n# # O\n\n\n#tag NN O\n",
+        "a.conll",
+        "-DOCSTART- -X- O\n\n# a comment\nEU NNP B\n# # O\n\n\n#tag NN O\n",
         {"columns": ("word", "pos", "ner")},
-        [(4, {"word": ["EU", "#"], "pos": ["NNP", "#"], "ner": ["B", "O"]}),
-         (8, {"word": ["#tag"], "pos": ["NN"], "ner": ["O"]})]),
+        [
+            (4, {"word": ["EU", "#"], "pos": ["NNP", "#"], "ner": ["B", "O"]}),
+            (8, {"word": ["#tag"], "pos": ["NN"], "ner": ["O"]}),
+        ],
+    ),
     "conll with tabs and a column left out": (
-        "a.conll", "#\tO\tx\na b\tB\ty\n", {"columns": ("word", "ner")},
-        [(1, {"word": ["#", "a b"], "ner": ["O", "B"]})]),
+        "a.conll",
+        "#\tO\tx\na b\tB\ty\n",
+        {"columns": ("word", "ner")},
+        [(1, {"word": ["#", "a b"], "ner": ["O", "B"]})],
+    ),
 }
 
 
@@ -44,7 +62,7 @@ def test_formats(tmp_path, case, packed):
 
 
 BAD = {
-    "fields": ("a.csv", "text,label\nx,1\n\"a\nb\",2,3\n", {}, "a.csv, line 3: 3 fields for the columns text, label"),
+    "fields": ("a.csv", 'text,label\nx,1\n"a\nb",2,3\n', {}, "a.csv, line 3: 3 fields for the columns text, label"),
     "empty row": ("a.csv", "text,label\n\nx,1\n", {}, "line 2: 0 fields"),
     "open quote": ("a.csv", 'text,label\n"x,1\n', {}, "line 2: unexpected end of data"),
     "twice": ("a.csv", "text,text\n", {}, "line 1: the header names one column twice"),
@@ -104,11 +122,15 @@ def test_hub_data_sets_name_their_classes(monkeypatch):
         return datasets.Dataset.from_dict({"text": ["x", "y"], "label": [1, -1]}, features=features)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert [row.values for row in hub("hf:org/name@v1?config=c", "validation")] == [{"text": "x", "label": "yes"},
-                                                                                    {"text": "y", "label": -1}]
+    assert [row.values for row in hub("hf:org/name@v1?config=c", "validation")] == [
+        {"text": "x", "label": "yes"},
+        {"text": "y", "label": -1},
+    ]
     list(hub("hf:name?split=test", "train"))
-    assert asked == [(("org/name", "c"), {"split": "validation", "revision": "v1"}),
-                     (("name", None), {"split": "test", "revision": None})]
+    assert asked == [
+        (("org/name", "c"), {"split": "validation", "revision": "v1"}),
+        (("name", None), {"split": "test", "revision": None}),
+    ]
     with pytest.raises(InputError, match="unknown key 'confg'. Did you mean 'config'"):
         list(hub("hf:name?confg=c", "train"))
 
@@ -122,11 +144,14 @@ def test_the_hub_of_data_sets_without_a_network(monkeypatch):
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the data sets in ../shared/data")
-@pytest.mark.parametrize("path, options, sentences, words", [
-    ("wnut17/wnut17train.conll", {"columns": ("word", "tag")}, 3394, 62730),
-    ("wnut17/emerging.test.annotated", {"format": "conll", "columns": ("word", "tag")}, 1287, 23394),
-    ("ud_ewt/en_ewt-ud-test.conllu.gz", {}, 2077, 25094),
-])
+@pytest.mark.parametrize(
+    "path, options, sentences, words",
+    [
+        ("wnut17/wnut17train.conll", {"columns": ("word", "tag")}, 3394, 62730),
+        ("wnut17/emerging.test.annotated", {"format": "conll", "columns": ("word", "tag")}, 1287, 23394),
+        ("ud_ewt/en_ewt-ud-test.conllu.gz", {}, 2077, 25094),
+    ],
+)
 def test_published_counts_of_sentences_and_words(path, options, sentences, words):
     rows = [row.values for row in read(SHARED / path, Options(**options))]
     column = "word" if "columns" in options else "form"

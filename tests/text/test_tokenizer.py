@@ -82,7 +82,10 @@ def test_saved_and_loaded(directory, tmp_path):
     assert lists(again.encode_batch(["a b x"]).ids) == [[2, 5, 6, 1, 3]]
     assert vars(again)["files"] == tokenizer.files and again.mask_id == 4
     assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == [
-        "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"]
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
 
 
 def test_absent_and_damaged_files(directory, tmp_path):

@@ -35,11 +35,12 @@ def tiny(tmp_path_factory) -> tuple[Path, Path]:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(ord("a") + i) for i in range(20))]
     tokenizer = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)})
     tokenizer.save_pretrained(folder)
-    config = transformers.BertConfig(vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-                                     intermediate_size=32)
+    config = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
+    )
     transformers.BertModel(config).save_pretrained(folder)
     data = folder / "train.tsv"
-    data.write_text("".join(f"{' '.join(words[5:][:1 + i % 10])}\t{'good' if i % 2 else 'bad'}\n" for i in range(40)))
+    data.write_text("".join(f"{' '.join(words[5:][: 1 + i % 10])}\t{'good' if i % 2 else 'bad'}\n" for i in range(40)))
     return folder, data
 
 
@@ -50,7 +51,10 @@ def test_a_step_moves_exactly_what_the_strategy_trains(reference, tiny, lora, mo
     before = {name: parameter.detach().clone() for name, parameter in step.learner.model.named_parameters()}
     assert len(step.times(3)) == 3  # LoRA's A moves once its B has left zero
     moved = {name for name, parameter in step.learner.model.named_parameters() if not torch.equal(parameter, before[name])}
-    expected = {name for name in before if not lora or "lora_" in name or "modules_to_save" in name}
+    adapters = {name for name in before if "lora_" in name}
+    expected = adapters | {name for name in before if "modules_to_save" in name} if lora else set(before)
+    assert all(module.training for module in step.learner.model.modules())  # dropout is on
+    assert all(".query." in name or ".value." in name for name in adapters)
     assert moved <= expected
     assert {name for name in expected - moved if "key.bias" not in name} == set()  # softmax ignores it
     assert not lora or len(expected) == 2 * 2 * 2 + 2  # layers x {query, value} x {A, B}, and the classifier
@@ -66,7 +70,7 @@ def test_grouped_batches_hold_every_row_once_and_pad_less_than_random_ones(refer
     grouped = list(reference.grouped_batches(rows, 4, collate))
     seen = sorted((*t[t > 0].tolist(), int(y)) for b in grouped for t, y in zip(b["input_ids"], b["labels"], strict=True))
     assert seen == sorted((*row["input_ids"], row["labels"]) for row in rows)
-    in_order = [collate(rows[i:i + 4]) for i in range(0, 40, 4)]
+    in_order = [collate(rows[i : i + 4]) for i in range(0, 40, 4)]
     assert sum(b["input_ids"].numel() for b in grouped) < sum(b["input_ids"].numel() for b in in_order)
 
 
@@ -80,8 +84,13 @@ def test_loop_and_trainer_run_the_same_epoch(reference, tiny):
 
 def test_serve_answers_each_line_with_json_and_survives_a_bad_one(tiny):
     folder, data = tiny
-    done = subprocess.run([sys.executable, PROGRAM, "--serve", "--model", folder, "--data", data], text=True,
-                          capture_output=True, input="lora 2\nfull none\nepoch loop\nquit\nfull 1\n", timeout=120)
+    done = subprocess.run(
+        [sys.executable, PROGRAM, "--serve", "--model", folder, "--data", data],
+        text=True,
+        capture_output=True,
+        input="lora 2\nfull none\nepoch loop\nquit\nfull 1\n",
+        timeout=120,
+    )
     ready, lora, bad, epoch = map(json.loads, done.stdout.splitlines())
     assert done.returncode == 0 and ready["ready"]
     assert lora["seconds"] > 0 and len(lora["seconds_each"]) == 2 and set(lora["best_by_attention"]) == {"sdpa", "eager"}
@@ -91,6 +100,7 @@ def test_serve_answers_each_line_with_json_and_survives_a_bad_one(tiny):
 def test_a_line_without_a_label_is_refused_by_number(tiny, tmp_path):
     broken = tmp_path / "broken.tsv"
     broken.write_text("fine\t1\nno label here\n")
-    done = subprocess.run([sys.executable, PROGRAM, "--json", "epoch", "--model", tiny[0], "--data", broken], text=True,
-                          capture_output=True)
+    done = subprocess.run(
+        [sys.executable, PROGRAM, "--json", "epoch", "--model", tiny[0], "--data", broken], text=True, capture_output=True
+    )
     assert done.returncode == 2 and "broken.tsv, line 2" in done.stderr and not done.stdout

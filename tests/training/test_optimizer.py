@@ -25,7 +25,8 @@ SHAPES = {
     "head/output/bias": (3,),
 }
 NAMES = {
-    path: [f"encoder/layers/{i}/{path.split('/', 4)[4]}" for i in range(shape[0])] if "/runs/0/" in path
+    path: [f"encoder/layers/{i}/{path.split('/', 4)[4]}" for i in range(shape[0])]
+    if "/runs/0/" in path
     else [path.replace("runs/1/0", f"layers/{LAYERS}")]
     for path, shape in SHAPES.items()
 }
@@ -56,10 +57,7 @@ def group_of(name, shape):
 
 def rows(flat):
     """`{logical name: a row}` of a stored tree."""
-    return {
-        name: leaf[i] if "/layers/" in name else leaf
-        for path, leaf in flat.items() for i, name in enumerate(NAMES[path])
-    }
+    return {name: leaf[i] if "/layers/" in name else leaf for path, leaf in flat.items() for i, name in enumerate(NAMES[path])}
 
 
 def train(optimizer, start, gradients):
@@ -124,8 +122,13 @@ def test_every_row_follows_the_paper(formula):
     """Stacked or not, with a schedule, groups by layer and clipping over everything: each row as if it were alone."""
     kind = formula.__name__
     optimizer = Optimizer(
-        kind=kind, learning_rate=RATE, weight_decay=DECAY, groups=GROUPS, clip=5.0,
-        schedule=Schedule(kind="linear", warmup=2), **OPTIONS.get(kind, {}),
+        kind=kind,
+        learning_rate=RATE,
+        weight_decay=DECAY,
+        groups=GROUPS,
+        clip=5.0,
+        schedule=Schedule(kind="linear", warmup=2),
+        **OPTIONS.get(kind, {}),
     )
     start, gradients = tree(0), [tree(seed, size) for seed, size in ((1, 0.1), (2, 1.0), (3, 0.3), (4, 2.0), (5, 1.0))]
     found, rates = train(optimizer, start, gradients)
@@ -143,10 +146,13 @@ def test_every_row_follows_the_paper(formula):
         np.testing.assert_allclose(row, expected[name], atol=2e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("kind, library", [
-    ("muon", lambda: optax.contrib.muon(RATE, consistent_rms=None)),
-    ("adafactor", lambda: optax.adafactor(RATE, min_dim_size_to_factor=5)),
-])
+@pytest.mark.parametrize(
+    "kind, library",
+    [
+        ("muon", lambda: optax.contrib.muon(RATE, consistent_rms=None)),
+        ("adafactor", lambda: optax.adafactor(RATE, min_dim_size_to_factor=5)),
+    ],
+)
 def test_a_layer_of_a_stack_equals_optax_on_that_layer_alone(kind, library):
     options = {"factored_from": 5} if kind == "adafactor" else {"update_rms": 0.0}
     optimizer = Optimizer(kind=kind, learning_rate=RATE, clip=None, schedule={"kind": "constant"}, **options)
@@ -215,29 +221,35 @@ def test_a_scale_of_zero_freezes_bitwise():
     assert still == {name for name in rows(start) if "/layers/5/" in name}
 
 
-@pytest.mark.parametrize("options, sentence", [
-    ({"kind": "lion", "epsilon": 1e-8}, "optimizer lion has no option 'epsilon'"),
-    ({"kind": "adamw", "momentum": 0.9}, "optimizer adamw has no option 'momentum'"),
-    ({"learning_rat": 1.0}, "no option 'learning_rat'. Did you mean 'learning_rate'"),
-    ({"kind": "adam"}, "unknown optimizer kind 'adam'. Did you mean 'adamw'"),
-    ({"kind": "sgd", "momentum": 0.0, "nesterov": True}, "nesterov needs a momentum"),
-    ({"betas": (0.9, 1.0)}, "less than 1"),
-    ({"learning_rate": -1.0}, "greater than 0"),
-    ({"groups": [{"pattern": "x", "learning_rate": 1.0}]}, "groups.0.learning_rate"),
-])
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"kind": "lion", "epsilon": 1e-8}, "optimizer lion has no option 'epsilon'"),
+        ({"kind": "adamw", "momentum": 0.9}, "optimizer adamw has no option 'momentum'"),
+        ({"learning_rat": 1.0}, "no option 'learning_rat'. Did you mean 'learning_rate'"),
+        ({"kind": "adam"}, "unknown optimizer kind 'adam'. Did you mean 'adamw'"),
+        ({"kind": "sgd", "momentum": 0.0, "nesterov": True}, "nesterov needs a momentum"),
+        ({"betas": (0.9, 1.0)}, "less than 1"),
+        ({"learning_rate": -1.0}, "greater than 0"),
+        ({"groups": [{"pattern": "x", "learning_rate": 1.0}]}, "groups.0.learning_rate"),
+    ],
+)
 def test_options_are_honoured_or_refused(options, sentence):
     with pytest.raises(pydantic.ValidationError, match=sentence):
         Optimizer(**{"learning_rate": 1e-3, **options})
 
 
-@pytest.mark.parametrize("options, sentence", [
-    ({"groups": [{"pattern": "encoder/layer/.*"}]}, "optimizer.groups pattern 'encoder/layer/.*' matches nothing"),
-    ({"groups": [{"pattern": ".*"}, {"pattern": "head/.*"}]}, "'head/.*' never applies"),
-    ({"groups": [{"pattern": "head/(.*"}]}, "not a regular expression"),
-    ({"kind": "muon", "matrices": ["decoder/.*"]}, "muon lacks matrices: optimizer.matrices pattern 'decoder/.*' matches"),
-    ({"kind": "muon", "matrices": [".*/[0-3]/.*"]}, "takes only some layers of encoder/layers/0/mlp/up/kernel"),
-    ({"schedule": {"warmup": 11}}, "training has only 10"),
-])
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"groups": [{"pattern": "encoder/layer/.*"}]}, "optimizer.groups pattern 'encoder/layer/.*' matches nothing"),
+        ({"groups": [{"pattern": ".*"}, {"pattern": "head/.*"}]}, "'head/.*' never applies"),
+        ({"groups": [{"pattern": "head/(.*"}]}, "not a regular expression"),
+        ({"kind": "muon", "matrices": ["decoder/.*"]}, "muon lacks matrices: optimizer.matrices pattern 'decoder/.*' matches"),
+        ({"kind": "muon", "matrices": [".*/[0-3]/.*"]}, "takes only some layers of encoder/layers/0/mlp/up/kernel"),
+        ({"schedule": {"warmup": 11}}, "training has only 10"),
+    ],
+)
 def test_what_does_not_fit_the_model_is_refused(options, sentence):
     with pytest.raises(InputError, match=sentence):
         build(Optimizer(learning_rate=1e-3, **options), 10, tree(0), NAMES)

@@ -70,14 +70,17 @@ def test_shares_of_the_steps_and_of_the_peak():
     assert np.argmax(rates(30, warmup=0.01)) == 1, "a share is rounded up to a whole step"
 
 
-@pytest.mark.parametrize("options, sentence", [
-    ({"kind": "constant", "final": 0.1}, "schedule constant has no option 'final'"),
-    ({"kind": "linear", "decay": 0.1}, "schedule linear has no option 'decay'"),
-    ({"kind": "linear", "warm_up": 0.1}, "Did you mean 'warmup'"),
-    ({"kind": "cosin"}, "unknown schedule kind 'cosin'. Did you mean 'cosine'"),
-    ({"kind": "inverse_sqrt"}, "needs a warmup"),
-    ({"warmup": 2.5}, "schedule.warmup is 2.5"),
-])
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"kind": "constant", "final": 0.1}, "schedule constant has no option 'final'"),
+        ({"kind": "linear", "decay": 0.1}, "schedule linear has no option 'decay'"),
+        ({"kind": "linear", "warm_up": 0.1}, "Did you mean 'warmup'"),
+        ({"kind": "cosin"}, "unknown schedule kind 'cosin'. Did you mean 'cosine'"),
+        ({"kind": "inverse_sqrt"}, "needs a warmup"),
+        ({"warmup": 2.5}, "schedule.warmup is 2.5"),
+    ],
+)
 def test_refused(options, sentence):
     with pytest.raises(pydantic.ValidationError, match=sentence):
         Schedule(**options)

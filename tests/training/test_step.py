@@ -29,8 +29,10 @@ def examples(count=27, seed=0):
     """Prepared examples of 2 to 12 tokens."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(2, 13, count)
-    return [{"tokens": rng.integers(3, VOCABULARY, n), "types": np.zeros(n, np.int32), "targets": {"label": i % CLASSES}}
-            for i, n in enumerate(lengths)]
+    return [
+        {"tokens": rng.integers(3, VOCABULARY, n), "types": np.zeros(n, np.int32), "targets": {"label": i % CLASSES}}
+        for i, n in enumerate(lengths)
+    ]
 
 
 def loader(kind="padded", size=9, **options):
@@ -170,8 +172,10 @@ def test_dropout_depends_on_step_and_seed():
     tuned = tune(model, variables["params"], "head", jax.random.key(1))
     state, batch = State.create(tuned.trainable, tuned.state, SGD, 0), loader()[0]
     step = jax.jit(train_step(tuned, PLAIN, SGD))
-    losses = [float(step(one, tuned.frozen, batch)[1]["loss"]) for one in (
-        state, state, state.replace(step=state.step + 1), state.replace(rng=state.rng + 1))]
+    losses = [
+        float(step(one, tuned.frozen, batch)[1]["loss"])
+        for one in (state, state, state.replace(step=state.step + 1), state.replace(rng=state.rng + 1))
+    ]
     assert losses[0] == losses[1] and len(set(losses)) == 3
 
 

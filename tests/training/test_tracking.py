@@ -59,8 +59,11 @@ def test_lines_and_events_hold_what_was_logged(tmp_path):
         {"step": 1, "split": "train", "loss": 0.5, "tokens": 1},
     ]
     assert events(tmp_path / "tensorboard") == [
-        ("train/loss", 0, 1.0), ("train/tokens", 0, 0.0), ("dev/accuracy", 0, 0.0),
-        ("train/loss", 1, 0.5), ("train/tokens", 1, 1.0),
+        ("train/loss", 0, 1.0),
+        ("train/tokens", 0, 0.0),
+        ("dev/accuracy", 0, 0.0),
+        ("train/loss", 1, 0.5),
+        ("train/tokens", 1, 1.0),
     ]
 
 

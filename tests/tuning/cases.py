@@ -1,6 +1,6 @@
 """The strategies under test, each with what it must move and how much it must train, said independently of its code.
 
-    case x family --run: one compiled training step, called three times--> Trained (logits, gradients, states, batch)
+case x family --run: one compiled training step, called three times--> Trained (logits, gradients, states, batch)
 """
 
 from __future__ import annotations
@@ -94,8 +94,12 @@ _ENDS, _LAST_LAYER = r".*/(attention/output|mlp/down)/kernel", r"LAST/layers/2/.
 _MOST = r".*/layers/(0|2)/(attention|mlp)/.*/kernel"
 _LORA_RAGGED = {"kind": "lora", "rank": 3, "rank_stabilized": True, "targets": [_MOST, _UP]}
 _PFEIFFER = {"kind": "adapter", "width": 5, "places": ["mlp"], "layers": r".*/layers/(0|2)", "activation": "relu"}
-_SITES = [{"kind": "adapter", "width": 4}, {"kind": "prefix", "length": 3}, {"kind": "lora", "rank": 2},
-          {"kind": "select", "patterns": [_UP]}]
+_SITES = [
+    {"kind": "adapter", "width": 4},
+    {"kind": "prefix", "length": 3},
+    {"kind": "lora", "rank": 2},
+    {"kind": "select", "patterns": [_UP]},
+]
 _SITE_COUNTS = (_ENDS, bottleneck(4)), (r".*/attention/key/kernel", keys_values(3)), (_QV, low_rank(2))
 
 CASES: dict[str, Case] = {
@@ -113,8 +117,9 @@ CASES: dict[str, Case] = {
     "adapter": Case({"kind": "adapter", "width": 6}, beside=((_ENDS, bottleneck(6)),)),
     "adapter_ragged": Case(_PFEIFFER, beside=((r".*/layers/(0|2)/mlp/down/kernel", bottleneck(5)),)),
     "prefix": Case({"kind": "prefix", "length": 4}, beside=((r".*/attention/key/kernel", keys_values(4)),)),
-    "lora_bitfit": Case([{"kind": "lora", "rank": 2}, "bitfit"], f"{_QV}|.*/bias", ".*/bias", ((_QV, low_rank(2)),),
-                        ("bert", "bart")),
+    "lora_bitfit": Case(
+        [{"kind": "lora", "rank": 2}, "bitfit"], f"{_QV}|.*/bias", ".*/bias", ((_QV, low_rank(2)),), ("bert", "bart")
+    ),
     "sites": Case(_SITES, f"{_UP}|{_QV}", _UP, _SITE_COUNTS),
 }
 

@@ -100,7 +100,7 @@ def test_a_prefix_takes_the_first_positions(stacks, shifted):
 
 # ---- the cut ----------------------------------------------------------------------------------------------------------
 def score_products(jaxpr: Any, times: int = 1) -> int:
-    """How often a program forms `q k^T` or, going back, `g v^T`: once for each attention and direction, scans multiplied out."""
+    """How often a program forms `q k^T` or, going back, `g v^T`: once an attention and direction, scans multiplied out."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -118,20 +118,28 @@ def attentions_differentiated(model: Model, params: Any, how: Any, batch: Batch)
     tuned, optimizer = tune(model, params, how, jax.random.key(0)), optax.sgd(0.1)
     state = State.create(tuned.trainable, tuned.state, optimizer, seed=0)
     step = jax.make_jaxpr(train_step(tuned, Probe(), optimizer))(state, tuned.frozen, batch).jaxpr
-    forward = sum(layer.cross + 1 for stack in model.config.stacks.values() for run in stack.runs for layer in run.kinds * run.repeats)
+    forward = sum(
+        layer.cross + 1 for stack in model.config.stacks.values() for run in stack.runs for layer in run.kinds * run.repeats
+    )
     return score_products(step) - forward
 
 
 # A decoder layer of an encoder-decoder has two attentions.
 DEPTHS = [
-    ("bert", "full", 3), ("bert", "head", 0), ("bert", {"kind": "top_layers", "layers": 1}, 1),
+    ("bert", "full", 3),
+    ("bert", "head", 0),
+    ("bert", {"kind": "top_layers", "layers": 1}, 1),
     ("bert", {"kind": "select", "patterns": ["encoder/layers/1/mlp/.*"]}, 1),  # what trains lies above layer 1's attention
     ("bert", {"kind": "lora", "targets": ["encoder/layers/2/.*/query/kernel"]}, 1),
-    ("bert", {"kind": "adapter", "layers": "encoder/layers/[12]"}, 1), ("bert", "prefix", 3),
+    ("bert", {"kind": "adapter", "layers": "encoder/layers/[12]"}, 1),
+    ("bert", "prefix", 3),
     ("bert", {"kind": "select", "patterns": ["embeddings/.*"]}, 3),
     ("bert", [{"kind": "lora", "targets": ["encoder/layers/2/.*/query/kernel"]}, "head"], 1),
-    ("llama", {"kind": "top_layers", "layers": 2}, 2), ("llama", {"kind": "select", "patterns": ["decoder/norm/scale"]}, 0),
-    ("bart", "full", 9), ("bart", "head", 0), ("bart", {"kind": "top_layers", "layers": 1}, 2),
+    ("llama", {"kind": "top_layers", "layers": 2}, 2),
+    ("llama", {"kind": "select", "patterns": ["decoder/norm/scale"]}, 0),
+    ("bart", "full", 9),
+    ("bart", "head", 0),
+    ("bart", {"kind": "top_layers", "layers": 1}, 2),
     ("bart", {"kind": "prefix", "stacks": ["decoder"]}, 6),
     ("bart", {"kind": "select", "patterns": ["encoder/layers/2/.*"]}, 7),
     ("bart", {"kind": "select", "patterns": ["encoder/norm/scale"]}, 6),  # only through the decoder's cross-attention
@@ -159,7 +167,11 @@ def test_cut_within_a_period():
     params = jax.tree.map(lambda s: jnp.ones(s.shape) * 0.1, model.shapes())
     tuned = tune(model, params, {"kind": "select", "patterns": [r"encoder/layers/3/mlp/.*"]}, jax.random.key(0))
     assert tuned.model.detached == (("encoder", 1),)
-    assert [run.repeats for run in tuned.model.config.encoder.runs] == [1, 1, 1]  # the last for the head, which reads few places
+    assert [run.repeats for run in tuned.model.config.encoder.runs] == [
+        1,
+        1,
+        1,
+    ]  # the last for the head, which reads few places
     leaves = [f"{name}/{leaf}" for name in ("down", "up") for leaf in ("bias", "kernel")]
     assert sorted(tuned.trainable) == [f"encoder/runs/1/1/mlp/{leaf}" for leaf in leaves]
 

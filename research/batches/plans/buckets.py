@@ -1,7 +1,7 @@
 """Batches of examples of similar length, padded to one of a few lengths.
 
-    lengths   5..16 | 17..24 | 25..48      three buckets, so three compiled programs
-    batch     32 of one bucket; what is left over of a bucket moves up into the next
+lengths   5..16 | 17..24 | 25..48      three buckets, so three compiled programs
+batch     32 of one bucket; what is left over of a bucket moves up into the next
 """
 
 from __future__ import annotations

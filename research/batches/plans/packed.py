@@ -1,7 +1,7 @@
 """Several short examples in a row, kept apart by segments: what a plain shuffled batch holds, in half the tokens.
 
-    segments   [ 1 1 1 1 1 1 1 2 2 2 2 2 3 3 3 3 ]     every batch holds the same `size` random examples as a padded
-               [ 1 1 1 1 1 1 2 2 2 2 2 2 3 3 3 0 ]     batch of the same seed, so training means the same
+segments   [ 1 1 1 1 1 1 1 2 2 2 2 2 3 3 3 3 ]     every batch holds the same `size` random examples as a padded
+           [ 1 1 1 1 1 1 2 2 2 2 2 2 3 3 3 0 ]     batch of the same seed, so training means the same
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 from pydantic import Field
 
-from research.batches.packing import best_fit, choose_shapes, most_slots
+from research.batches.packing import best_fit, choose_shapes, slot_limit
 from research.batches.plan import Batching, Layout, Plan, Shape, refuse_longer, round_up
 
 CANDIDATES = 16
@@ -34,7 +34,7 @@ class Packed(Batching):
             refuse_longer(lengths, self.row_length, "row_length")
         capacities = self._capacities(lengths) if self.row_length is None else [self.row_length]
         pairs = choose_shapes(lengths, size, capacities, self.shapes, row_multiple)
-        return PackedPlan(size, tuple(Shape(rows, length, most_slots(lengths, size, length)) for rows, length in pairs))
+        return PackedPlan(size, tuple(Shape(rows, length, min(size, slot_limit(lengths, length))) for rows, length in pairs))
 
     def _capacities(self, lengths: Int[np.ndarray, " N"]) -> list[int]:
         """Row lengths worth trying: the longest example's and others from what holds most of them to twice the longest."""
@@ -55,7 +55,7 @@ class PackedPlan(Plan):
         for shape in self.shapes:
             if shape.length < max(sizes):
                 continue
-            rows = packings.get(shape.length) or packings.setdefault(shape.length, best_fit(sizes, shape.length))
+            rows = packings.get(shape.length) or packings.setdefault(shape.length, best_fit(sizes, shape.length, shape.slots))
             if max(rows) < shape.rows:
                 return Layout(shape, *_columns(sizes, rows))
         raise AssertionError("the last shape holds every batch")

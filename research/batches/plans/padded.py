@@ -1,8 +1,8 @@
 """Random batches padded to their longest example: the baseline, with many shapes and much padding.
 
-    [ how far is it 0 0 0 0 0 0 0 ]
-    [ what films featured the character popeye doyle ? ]
-    [ who is she ? 0 0 0 0 0 0 ]
+[ how far is it 0 0 0 0 0 0 0 ]
+[ what films featured the character popeye doyle ? ]
+[ who is she ? 0 0 0 0 0 0 ]
 """
 
 from __future__ import annotations

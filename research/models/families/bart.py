@@ -33,11 +33,22 @@ class Bart(Family):
     ties = dict.fromkeys(("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"), "shared.weight")
 
     def config(self, fields: Fields, tensors: frozenset[str]) -> ModelConfig:
-        fields.only(normalize_before=(False,), add_final_layer_norm=(False,), normalize_embedding=(True,),
-                    add_bias_logits=(False,), static_position_embeddings=(False,), extra_pos_embeddings=(2,),
-                    encoder_layerdrop=(0.0,), decoder_layerdrop=(0.0,), tie_word_embeddings=(True,),
-                    tie_encoder_decoder=(False,), is_decoder=(False,), is_encoder_decoder=(True,),
-                    add_cross_attention=(False,), quantization_config=(None,))
+        fields.only(
+            normalize_before=(False,),
+            add_final_layer_norm=(False,),
+            normalize_embedding=(True,),
+            add_bias_logits=(False,),
+            static_position_embeddings=(False,),
+            extra_pos_embeddings=(2,),
+            encoder_layerdrop=(0.0,),
+            decoder_layerdrop=(0.0,),
+            tie_word_embeddings=(True,),
+            tie_encoder_decoder=(False,),
+            is_decoder=(False,),
+            is_encoder_decoder=(True,),
+            add_cross_attention=(False,),
+            quantization_config=(None,),
+        )
         for key in ("num_hidden_layers", "classif_dropout", "classifier_dropout"):  # a synonym; heads that are not read
             fields.raw(key)
         width = fields("d_model", int, 1024)
@@ -58,8 +69,11 @@ class Bart(Family):
         head, values = config.head, {}
         for name, stack in config.stacks.items():
             layer = only_layer(stack)
-            values |= {f"{name}_layers": stack.layers, f"{name}_attention_heads": layer.heads,
-                       f"{name}_ffn_dim": layer.mlp_width}
+            values |= {
+                f"{name}_layers": stack.layers,
+                f"{name}_attention_heads": layer.heads,
+                f"{name}_ffn_dim": layer.mlp_width,
+            }
         return values | {
             "architectures": [self.architecture(head.form if head else None)],
             "vocab_size": config.vocabulary,

@@ -31,9 +31,16 @@ class Bert(Family):
     harmless = r"embeddings\.position_ids"
 
     def config(self, fields: Fields, tensors: frozenset[str]) -> ModelConfig:
-        fields.only(position_embedding_type=("absolute", None), is_decoder=(False, None), add_cross_attention=(False, None),
-                    is_encoder_decoder=(False,), pruned_heads=({}, None), tie_encoder_decoder=(False,),
-                    quantization_config=(None,), tie_word_embeddings=(True, False))
+        fields.only(
+            position_embedding_type=("absolute", None),
+            is_decoder=(False, None),
+            add_cross_attention=(False, None),
+            is_encoder_decoder=(False,),
+            pruned_heads=({}, None),
+            tie_encoder_decoder=(False,),
+            quantization_config=(None,),
+            tie_word_embeddings=(True, False),
+        )
         width, heads = fields("hidden_size", int, 768), fields("num_attention_heads", int, 12)
         dropout = fields("hidden_dropout_prob", float, 0.1)
         layer = Layer(
@@ -88,8 +95,11 @@ class Bert(Family):
         }
         if head:
             labels = {str(number): f"LABEL_{number}" for number in range(head.outputs)}
-            values |= {"id2label": labels, "label2id": {label: int(number) for number, label in labels.items()},
-                       "classifier_dropout": head.dropout}
+            values |= {
+                "id2label": labels,
+                "label2id": {label: int(number) for number, label in labels.items()},
+                "classifier_dropout": head.dropout,
+            }
         return values
 
     def with_head(self, config: ModelConfig, head: Head | None) -> ModelConfig:

@@ -27,8 +27,12 @@ class Llama(Family):
     harmless = r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
 
     def config(self, fields: Fields, tensors: frozenset[str]) -> ModelConfig:
-        fields.only(quantization_config=(None,), is_decoder=(False, True, None), add_cross_attention=(False, None),
-                    is_encoder_decoder=(False,))
+        fields.only(
+            quantization_config=(None,),
+            is_decoder=(False, True, None),
+            add_cross_attention=(False, None),
+            is_encoder_decoder=(False,),
+        )
         fields.raw("pretraining_tp")  # how the same products were cut up when training
         fields.raw("max_position_embeddings")  # rotary positions have no last one
         width, heads = fields("hidden_size", int, 4096), fields("num_attention_heads", int, 32)
